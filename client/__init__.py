@@ -1,0 +1,1 @@
+"""What runs at a hospital; the only code that reads images."""

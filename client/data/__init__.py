@@ -1,0 +1,1 @@
+"""From a table of studies to arrays a training loop can read."""

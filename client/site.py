@@ -1,0 +1,256 @@
+"""SiteConfig: what a site says about itself in ``site.toml``, checked before anything is read.
+
+    name = "north"
+    [data]
+    table = "studies.csv"
+    [labels]
+    effusion = "Pleural_Effusion"
+
+Every other key has a default. Paths, names and devices come from here and never from a run.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from common.errors import ConfigError, LabelError, closest
+from common.findings import FINDINGS, Uncertainty, canonical
+
+Value = str | int | float
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(_Part):
+    """``[data]``: where the studies are and how they are divided."""
+
+    table: Path
+    """CSV or Parquet, one row per image; relative to site.toml."""
+    root: Path = Field(default=Path("."), validate_default=True)
+    """Folder the paths in the table are relative to."""
+    cache: Path = Field(default=Path("cache"), validate_default=True)
+    """Decoded pixels: patient data, stays here."""
+    state: Path = Field(default=Path("state"), validate_default=True)
+    """What the site keeps between rounds: local baseline, personal parts."""
+    views: tuple[str, ...] = ("PA", "AP")
+    """Views kept, as the table or the DICOM tag spells them; empty (or "any") keeps all."""
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """The site stops when a larger share of its studies cannot be used."""
+    split: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of patients for train, validation and test."""
+    split_seed: StrictInt = 0
+    """Another seed is another split; the same seed is the same split for ever."""
+
+    @field_validator("table", "root", "cache", "state")
+    @classmethod
+    def _beside_the_file(cls, value: Path, info: ValidationInfo) -> Path:
+        return Path((info.context or {}).get("folder", ".")) / value
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _any_view(cls, value: object) -> object:
+        if isinstance(value, str):
+            return () if value.lower() == "any" else (value,)
+        return value
+
+    @field_validator("split")
+    @classmethod
+    def _whole(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or value[0] == 0 or not math.isclose(sum(value), 1.0, abs_tol=1e-6):
+            raise ValueError("shares must be 0 or more, train above 0, and add up to 1")
+        return value
+
+
+class ColumnsConfig(_Part):
+    """``[columns]``: what the table calls things. A default that the table lacks is not used."""
+
+    path: str = "path"
+    """Image file, relative to data.root; required."""
+    patient: str = "patient"
+    """Whatever tells patients apart; required, never leaves the site."""
+    study: str = "study"
+    """Groups the images of one examination."""
+    view: str = "view"
+    """PA, AP, ...; where empty, a DICOM file's own tag is read."""
+    age: str = "age"
+    """Years, or a DICOM age string such as 045Y."""
+    sex: str = "sex"
+    """M or F; anything else is unknown."""
+    split: str = "split"
+    """train, validation (val, valid) or test: a split already made, used instead of ours."""
+
+
+class LabelSource(_Part):
+    """One label: a column of 1, 0, -1 and empty, or a column of words sorted into two lists."""
+
+    column: str
+    """Column of the table."""
+    positive: tuple[Value, ...] = ()
+    """Values that mean present."""
+    negative: tuple[Value, ...] = ()
+    """Values that mean absent; any other value means not annotated."""
+
+    @field_validator("positive", "negative", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if bool(self.positive) != bool(self.negative):
+            raise ValueError("give both positive and negative values, or neither")
+        shared = set(self.positive) & set(self.negative)
+        if shared:
+            raise ValueError(f"{sorted(map(str, shared))[0]!r} is both positive and negative")
+        return self
+
+
+class DeviceConfig(_Part):
+    """``[device]``: what the site computes on."""
+
+    name: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: Annotated[StrictInt, Field(ge=0)] = 0
+    """CPU threads; 0 leaves torch's default."""
+
+
+class EvaluateConfig(_Part):
+    """``[evaluate]``: what may be said about small numbers."""
+
+    min_cell: Annotated[StrictInt, Field(ge=1)] = 11
+    """A finding with fewer positives or negatives leaves as suppressed."""
+
+
+class SiteConfig(_Part):
+    """Everything in ``site.toml``. Paths are resolved against the file's folder."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    """The site's name in logs and reports; holds nothing about patients."""
+    data: DataConfig
+    columns: ColumnsConfig = ColumnsConfig()
+    filter: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    """Column -> values kept, so that one table can serve several sites."""
+    labels: dict[str, LabelSource] = Field(default_factory=dict)
+    """Finding -> where its labels are."""
+    uncertainty: dict[str, Uncertainty] = Field(default_factory=dict)
+    """Finding -> what -1 means: ignore, ones or zeros. No default."""
+    device: DeviceConfig = DeviceConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("filter", mode="before")
+    @classmethod
+    def _lists(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: v if isinstance(v, (list, tuple)) else (v,) for k, v in value.items()}
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _sources(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        sources = {k: {"column": v} if isinstance(v, str) else v for k, v in value.items()}
+        return _by_finding(sources)
+
+    @field_validator("uncertainty", mode="before")
+    @classmethod
+    def _policies(cls, value: object) -> object:
+        return _by_finding(value) if isinstance(value, Mapping) else value
+
+
+def load_site(path: str | Path) -> SiteConfig:
+    """Read and check ``site.toml``.
+
+    Raises:
+        ConfigError: if the file is missing or not TOML, or a key is unknown, absent, of the
+            wrong type or out of range; names the key, the value and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no site file {path}", fix="write one: name, [data] table and [labels]"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read", found=type(error).__name__) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not TOML", found=str(error)) from None
+    for key, number in _numbers(raw):
+        if not math.isfinite(number):
+            raise ConfigError(f"{path.name}: {key} must be a finite number", found=str(number))
+    try:
+        return SiteConfig.model_validate(raw, context={"folder": path.parent.resolve()})
+    except ValidationError as error:
+        raise _config_error(path.name, error) from None
+    except LabelError as error:
+        raise ConfigError(f"{path.name}: {error.problem}", found=error.found, fix=error.fix) from None
+
+
+def _by_finding(table: Mapping[str, object]) -> dict[str, object]:
+    named: dict[str, object] = {}
+    for key, value in table.items():
+        finding = canonical(key)
+        if finding in named:
+            raise ValueError(f"{key!r} is another name of {finding!r}, which is already there")
+        named[finding] = value
+    return named
+
+
+def _numbers(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _numbers(value, f"{key}.{name}" if key else name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _numbers(value, key)
+    elif isinstance(node, float):
+        yield key, node
+
+
+def _config_error(file: str, error: ValidationError) -> ConfigError:
+    """Say the first complaint of pydantic's the way the rest of fedcxr says it."""
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"]]
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(where[:-1])
+        meant = closest(where[-1], known)
+        return ConfigError(
+            f"{file}: unknown key {key}",
+            found=repr(first["input"]),
+            fix=meant or f"known here: {', '.join(known)}",
+        )
+    if first["type"] == "missing":
+        return ConfigError(f"{file}: {key} is missing", fix=f"set {key}")
+    problem = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{file}: {key}: {problem}", found=repr(first["input"]))
+
+
+def _known_keys(where: list[str]) -> list[str]:
+    if where[:1] == ["labels"]:
+        return list(LabelSource.model_fields) if len(where) > 1 else list(FINDINGS)
+    model: type[BaseModel] = SiteConfig
+    for part in where:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,363 @@
+"""RunConfig: everything a run decides, as one frozen typed tree.
+
+Defaults live here. Experiments are TOML files of overrides, any key can be set on the command
+line (``--set pet.rank=4``), and Flower carries the same tree flat in its ``run_config``. Paths,
+names and devices of a site are not here: they come from the site's own ``site.toml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+)
+
+from common.errors import ConfigError, LabelError, closest
+from common.findings import canonical
+
+Scalar = bool | int | float | str
+"""What Flower's flat run_config can carry."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+def _comma_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        known = tuple(canonical(name) for name in names)
+    except LabelError as error:
+        raise ValueError("; ".join(filter(None, (error.problem, error.fix)))) from None
+    if len(set(known)) != len(known):
+        raise ValueError("a finding is named twice")
+    return known
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Findings = Annotated[Names, AfterValidator(_vocabulary), Field(min_length=1)]
+
+
+def _scope(value: str) -> str:
+    if value == "all":
+        return value
+    kind, _, count = value.partition("-")
+    if kind != "last" or not count.isdigit() or int(count) < 1:
+        raise ValueError("expected 'all' or 'last-K' with K at least 1, for example 'last-4'")
+    return value
+
+
+class Section(BaseModel):
+    """A branch of the tree: frozen, no unknown keys, no NaN, no silent type changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class DataConfig(Section):
+    """Which findings are learnt, from images of which size."""
+
+    findings: Findings = ("cardiomegaly", "effusion", "edema", "consolidation")
+    """Findings the head predicts, in order; a site trains the ones it annotates."""
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 96
+    """Side of the square image the model sees, in pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """How a radiograph becomes square: centre crop of the short side, or padding."""
+
+
+class ModelConfig(Section):
+    """The frozen base."""
+
+    backbone: str = "embedded"
+    """``embedded`` (our small pretrained ViT) or ``timm:NAME``."""
+    weights: str = ""
+    """A safetensors file or a folder in timm or transformers layout; empty: the embedded
+    weights, or random ones (seeded) for a ``timm:`` backbone."""
+    pool: Literal["auto", "avg", "token"] = "auto"
+    """How tokens become one feature vector; ``auto`` is the backbone's own choice."""
+
+
+class PetConfig(Section):
+    """What is trained."""
+
+    method: Literal["head", "bitfit", "lora", "adapter", "vera", "ia3", "norm", "full"] = "lora"
+    """Parameter-efficient tuning method."""
+    scope: Annotated[str, AfterValidator(_scope)] = "all"
+    """Blocks that are adapted: ``all`` or ``last-K``."""
+    targets: Names = ()
+    """Layers adapted by lora, vera and ia3 (``q, k, v, qkv, proj, fc1, fc2`` or a module's
+    last name); empty: the method's published choice for the backbone."""
+    rank: PositiveInt = 8
+    """Inner dimension r of the low-rank update (Hu et al. 2021, eq. 3)."""
+    bottleneck: PositiveInt = 16
+    """Width of the bottleneck module (Houlsby et al. 2019, section 2.1)."""
+    final_norm: bool = False
+    """Also train the norm before the head (MED-PEFT does)."""
+
+
+class LoraConfig(Section):
+    """Low-rank updates and how they are aggregated."""
+
+    alpha: Positive = 16.0
+    """Scale: the update is (alpha / rank) B A (Hu et al. 2021, section 4.1)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the input of A."""
+    aggregation: Literal["fedit", "rolora", "ffa", "fedex"] = "fedit"
+    """``fedit``: mean A and mean B, inexact. ``rolora``: B and A in turn. ``ffa``: A frozen.
+    ``fedex``: mean A and mean B plus the exact residual."""
+
+
+class TrainConfig(Section):
+    """The local loop at a site."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Reset at the start of every round."""
+    lr: Positive = 1e-3
+    """Peak learning rate of the adapter."""
+    head_lr: NonNegative = 0.0
+    """Peak learning rate of the head; 0: the same as ``lr``."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled for adamw, L2 for sgd."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """For sgd."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Over the whole run, not restarted each round."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the run with a linearly rising learning rate."""
+    batch_size: PositiveInt = 32
+    """Studies per local step."""
+    epochs: PositiveInt = 1
+    """Local epochs per server round."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Local steps per server round; 0: as many as ``epochs`` take."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """``balanced`` weighs positives by negatives / positives; it costs calibration."""
+    grad_clip: NonNegative = 1.0
+    """Largest L2 norm of a step's gradient; 0: no clipping."""
+    augment: Fraction = 0.0
+    """Strength of random shift, scale, rotation and contrast; 0: none."""
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    """``auto``: bf16 on a GPU that has it, else fp32."""
+    select: Literal["last", "best-validation"] = "last"
+    """Which local epoch of a round is sent."""
+    prefix_cache: bool = True
+    """Run the frozen prefix once per image when nothing in it is trained or random."""
+
+
+class StrategyConfig(Section):
+    """How updates become the next adapter, and which updates may."""
+
+    name: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    """FedAvg (McMahan 2017), FedProx (Li 2020), FedAdam (Reddi 2021)."""
+    proximal_mu: NonNegative = 0.0
+    """FedProx: weight of ||w - w_global||^2 / 2 in the local loss."""
+    server_lr: Positive = 0.01
+    """FedAdam: eta."""
+    beta1: Fraction = 0.9
+    """FedAdam: decay of the first moment."""
+    beta2: Fraction = 0.99
+    """FedAdam: decay of the second moment."""
+    tau: Positive = 1e-3
+    """FedAdam: degree of adaptivity."""
+    max_update_norm: Positive = 100.0
+    """An update with a larger L2 norm is not admitted."""
+    max_examples: PositiveInt = 1_000_000
+    """num-examples beyond this is not admitted as a weight."""
+
+
+class RoundsConfig(Section):
+    """The server's round loop."""
+
+    count: PositiveInt = 8
+    """Server rounds."""
+    cohort: Annotated[int, Field(ge=0)] = 0
+    """Sites asked per round; 0: all."""
+    quorum: PositiveInt = 1
+    """Admissible updates without which a round is abandoned."""
+    deadline: Positive = 3600.0
+    """Seconds a round waits before it goes on without the missing sites."""
+    select: Literal["last", "best-validation"] = "best-validation"
+    """Which round's adapter is released and tested."""
+
+
+class WireConfig(Section):
+    """How an update travels."""
+
+    codec: Literal["fp32", "fp16"] = "fp32"
+    """Number format of the updates sites send."""
+
+
+class EvaluateConfig(Section):
+    """What is measured at the end."""
+
+    local: bool = True
+    """Each site also trains alone, with equal local work, to compare with."""
+    replicates: Annotated[int, Field(ge=20, le=10_000)] = 500
+    """Patient-bootstrap replicates behind every interval."""
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Everything random derives from it."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pet: PetConfig = PetConfig()
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    wire: WireConfig = WireConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @classmethod
+    def build(cls, tree: Mapping[str, Any]) -> Self:
+        """Validate a nested mapping of overrides.
+
+        Raises:
+            ConfigError: naming the first wrong key, what stood there and what was expected.
+        """
+        _reject_nan(tree, "")
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise _explain(cls, error) from None
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Scalar]) -> Self:
+        """Read Flower's flat, kebab-case run_config (the inverse of ``to_flat``)."""
+        tree: dict[str, Any] = {}
+        for key, value in flat.items():
+            set_key(tree, key, value)
+        return cls.build(tree)
+
+    def to_flat(self) -> dict[str, Scalar]:
+        """Flatten to kebab-case ``section.key`` with values Flower can carry.
+
+        >>> RunConfig().to_flat()["strategy.proximal-mu"]
+        0.0
+        """
+        flat: dict[str, Scalar] = {}
+        for path, value in _leaves(self.model_dump()):
+            text = ", ".join(value) if isinstance(value, tuple | list) else value
+            flat[path.replace("_", "-")] = text
+        return flat
+
+    def digest(self) -> str:
+        """SHA-256 over the resolved values."""
+        return hashlib.sha256(json.dumps(self.to_flat(), sort_keys=True).encode()).hexdigest()
+
+
+def known_keys(cls: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a config tree."""
+    for name, field in cls.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from known_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``a.b-c`` (kebab or snake) in a nested dict."""
+    *parents, leaf = key.strip().replace("-", "_").split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {parent!r} is a value, not a section")
+    tree[leaf] = value
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split ``key=value`` from the command line; the value is TOML, or else a plain string.
+
+    >>> parse_assignment("pet.rank=4"), parse_assignment("pet.method=lora")
+    (('pet.rank', 4), ('pet.method', 'lora'))
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError("--set takes key=value", found=text, fix="for example --set pet.rank=4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw.strip()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: if it is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{path}: cannot be read", fix="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML", found=str(error)) from None
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``over`` laid on top, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _reject_nan(tree: Mapping[str, Any], prefix: str) -> None:
+    for key, value in _leaves(tree, prefix):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number", found=str(value))
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [*known_keys(cls), *cls.model_fields]
+        return ConfigError(f"unknown key {key!r}", fix=closest(key, known))
+    expected = first["msg"].removeprefix("Value error, ")
+    expected = expected[0].lower() + expected[1:]
+    return ConfigError(f"{key}: {expected}", found=_short(first.get("input")), fix=_choice(first))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _choice(detail: Mapping[str, Any]) -> str:
+    if detail["type"] != "literal_error" or not isinstance(detail.get("input"), str):
+        return ""
+    options = [part.strip("' ") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
+    return closest(detail["input"], options)

@@ -1,0 +1,1 @@
+"""Frozen backbones: architectures, weights, digests, and the model built from a RunConfig."""

@@ -1,0 +1,1 @@
+"""Parameter-efficient tuning: one file per method, one registry line each."""

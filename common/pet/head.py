@@ -1,0 +1,12 @@
+"""``head``: a linear probe; the backbone and everything in it stays frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.config import RunConfig
+from common.model.architecture import Architecture
+
+
+def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+    """Add nothing: the head itself is trained by every method."""

@@ -1,0 +1,128 @@
+"""Which layers a method adapts: target names resolved against one backbone, by name or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from common.config import PetConfig
+from common.errors import TargetError
+from common.model.architecture import Architecture
+
+QKV_PARTS = ("q", "k", "v")
+
+
+class SplitQKV(nn.Module):
+    """A fused qkv projection as three linear layers, so each can be adapted by itself."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        width, bias = fused.out_features // 3, fused.bias is not None
+        for i, part in enumerate(QKV_PARTS):
+            linear = nn.Linear(fused.in_features, width, bias=bias)
+            linear.weight.data = fused.weight.data[i * width : (i + 1) * width].clone()
+            if bias:
+                linear.bias.data = fused.bias.data[i * width : (i + 1) * width].clone()
+            self.add_module(part, linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, T, D]`` to ``[B, T, 3 D]``, as the fused layer does."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+
+
+def scope_prefixes(arch: Architecture, scope: str) -> tuple[str, ...] | None:
+    """Return the blocks in scope, or None when every block is.
+
+    Raises:
+        TargetError: if the backbone cannot be cut into blocks.
+    """
+    if scope == "all":
+        return None
+    if not arch.blocks:
+        raise TargetError(
+            f"pet.scope = {scope!r} needs a backbone that can be cut into blocks",
+            found=f"family {arch.family!r}",
+            fix="set pet.scope = 'all'",
+        )
+    return arch.last(int(scope.partition("-")[2]))
+
+
+def blocks_in_scope(arch: Architecture, scope: str) -> tuple[str, ...]:
+    """Return the names of the adapted blocks."""
+    prefixes = scope_prefixes(arch, scope)
+    return arch.blocks if prefixes is None else prefixes
+
+
+def in_scope(name: str, arch: Architecture, scope: str) -> bool:
+    """Whether a module or parameter lies in an adapted block or, for ``all``, anywhere.
+
+    With ``last-K`` the layers after the last block (final norms) count as in scope.
+    """
+    prefixes = scope_prefixes(arch, scope)
+    if prefixes is None or any(name.startswith(f"{p}.") for p in prefixes):
+        return True
+    return is_final_norm(name)
+
+
+def is_final_norm(name: str) -> bool:
+    """Whether a parameter belongs to the norm between the last block and the head."""
+    return name.startswith(("norm.", "fc_norm.", "features.norm5.", "bn2.", "head.norm."))
+
+
+def resolve_targets(
+    net: nn.Module, arch: Architecture, pet: PetConfig, default: Sequence[str]
+) -> list[str]:
+    """Return the full names of the layers to adapt, splitting fused qkv where a part is asked for.
+
+    A target is a module's last name (``qkv``, ``fc1``), or ``q``, ``k``, ``v`` on a fused ViT;
+    only layers inside blocks count, so ``proj`` is never the patch embedding's.
+
+    Raises:
+        TargetError: if any single target matches nothing in scope, or overlaps another.
+    """
+    wanted = list(pet.targets or default)
+    parts = [t for t in wanted if t in QKV_PARTS]
+    if parts and "qkv" in wanted:
+        raise TargetError("pet.targets names both 'qkv' and a part of it", found=", ".join(wanted))
+    if parts:
+        _split_fused(net, arch, pet.scope)
+    blocks = tuple(f"{block}." for block in blocks_in_scope(arch, pet.scope))
+    layers = {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and (not blocks or name.startswith(blocks))
+    }
+    chosen: list[str] = []
+    for target in wanted:
+        matches = [n for n, m in layers.items() if _matches(n, m, target)]
+        if not matches:
+            known = sorted({n.rpartition(".")[2] for n in layers})
+            raise TargetError(
+                f"pet.targets: {target!r} matches no layer of the backbone in scope {pet.scope!r}",
+                found=", ".join(known[:12]) or "no layers",
+                fix="name one of the layers found, or leave pet.targets empty",
+            )
+        chosen += matches
+    return list(dict.fromkeys(chosen))
+
+
+def default_targets(arch: Architecture, vit: Sequence[str]) -> tuple[str, ...]:
+    """Return the published targets for a ViT; for a CNN every ungrouped convolution in a block."""
+    return tuple(vit) if arch.family == "vit" else ("conv",)
+
+
+def _matches(name: str, module: nn.Module, target: str) -> bool:
+    if target == "conv":
+        return isinstance(module, nn.Conv2d) and module.groups == 1 and name.count(".") > 0
+    grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+    return not grouped and (name == target or name.endswith(f".{target}"))
+
+
+def _split_fused(net: nn.Module, arch: Architecture, scope: str) -> None:
+    for block in blocks_in_scope(arch, scope):
+        attention = getattr(net.get_submodule(block), "attn", None)
+        fused = getattr(attention, "qkv", None)
+        if isinstance(fused, nn.Linear):
+            attention.qkv = SplitQKV(fused)  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""The coordinating centre; never sees an image."""

@@ -1,0 +1,146 @@
+"""From what the sites measured to the arms, the comparison and the list of sites that lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import fsum, sqrt
+
+from common.errors import DataError
+from common.metrics import Difference, SiteMetrics
+from server.report_schema import (
+    Arm,
+    Comparison,
+    FindingResult,
+    Gap,
+    SiteResult,
+    WorseSite,
+    WorstSite,
+)
+
+NORMAL_95 = 1.959963984540054
+"""Standard normal quantile at 0.975."""
+
+MACRO = "macro"
+
+
+def site_mean_interval(
+    values: Sequence[float], ses: Sequence[float | None]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the plain mean over S sites, or of a mean difference.
+
+    No patient is at two sites, so the sites' errors are independent and the standard error of
+    the mean is sqrt(sum_s se_s^2) / S; the interval is normal. It speaks of other test patients
+    at *these* sites, not of other sites. ``None`` without sites, or when a site has no
+    standard error.
+
+    >>> low, high = site_mean_interval([0.7, 0.8], [0.03, 0.04])
+    >>> round(low, 3), round(high, 3)
+    (0.701, 0.799)
+
+    Raises:
+        DataError: if the lengths differ.
+    """
+    if len(values) != len(ses):
+        raise DataError(
+            "each site's value needs its standard error",
+            found=f"{len(values)} values, {len(ses)} standard errors",
+        )
+    known = [se for se in ses if se is not None]
+    if not values or len(known) < len(values):
+        return None
+    mean = fsum(values) / len(values)
+    reach = NORMAL_95 * sqrt(fsum(se * se for se in known)) / len(values)
+    return mean - reach, mean + reach
+
+
+def site_result(metrics: SiteMetrics) -> SiteResult:
+    """Put a site's metrics into the report's shape."""
+    return SiteResult(
+        studies=metrics.studies,
+        macro_auroc=metrics.macro_auroc,
+        interval=metrics.macro_interval,
+        pooled_ece=metrics.pooled_ece,
+        findings={name: FindingResult(**asdict(m)) for name, m in metrics.findings.items()},
+    )
+
+
+def build_arm(
+    description: str, local_steps: Mapping[str, int], results: Mapping[str, SiteMetrics]
+) -> Arm:
+    """Gather one arm over its sites; sites without a defined macro AUROC do not enter the mean."""
+    defined = {
+        site: (metrics.macro_auroc, metrics.macro_se)
+        for site, metrics in results.items()
+        if metrics.macro_auroc is not None
+    }
+    values = [value for value, _ in defined.values()]
+    interval = site_mean_interval(values, [se for _, se in defined.values()])
+    worst = min(defined, key=lambda site: defined[site][0], default=None)
+    return Arm(
+        description=description,
+        local_steps=dict(local_steps),
+        site_mean_auroc=fsum(values) / len(values) if values else None,
+        interval=(max(0.0, interval[0]), min(1.0, interval[1])) if interval else None,
+        worst_site=None if worst is None else WorstSite(site=worst, auroc=defined[worst][0]),
+        sites={site: site_result(metrics) for site, metrics in results.items()},
+    )
+
+
+def build_comparison(
+    macro: Mapping[str, Difference | None],
+    candidate: str = "federated",
+    reference: str = "local",
+) -> Comparison | None:
+    """Gather the sites' paired macro differences; ``None`` when no site has one."""
+    defined = {site: gap for site, gap in macro.items() if gap is not None}
+    gaps = [gap.difference for gap in defined.values()]
+    interval = site_mean_interval(gaps, [gap.se for gap in defined.values()])
+    if interval is None:
+        return None
+    return Comparison(
+        candidate=candidate,
+        reference=reference,
+        site_mean=Gap(difference=fsum(gaps) / len(gaps), interval=interval),
+        sites={
+            site: Gap(difference=gap.difference, interval=gap.interval)
+            for site, gap in defined.items()
+        },
+    )
+
+
+def find_worse(
+    local: Arm,
+    federated: Arm,
+    macro: Mapping[str, Difference | None],
+    findings: Mapping[str, Mapping[str, Difference]],
+) -> tuple[WorseSite, ...]:
+    """List every site, and every finding at a site, where federated is below local; worst first."""
+    worse = []
+    for site in federated.sites:
+        gaps = {MACRO: macro.get(site), **findings.get(site, {})}
+        for finding, gap in gaps.items():
+            before = _area(local.sites.get(site), finding)
+            after = _area(federated.sites[site], finding)
+            if gap is None or gap.difference >= 0 or before is None or after is None:
+                continue
+            worse.append(
+                WorseSite(
+                    site=site,
+                    finding=finding,
+                    local=before,
+                    federated=after,
+                    difference=gap.difference,
+                    interval=gap.interval,
+                    certain=gap.interval[1] < 0,
+                )
+            )
+    return tuple(sorted(worse, key=lambda entry: entry.difference))
+
+
+def _area(result: SiteResult | None, finding: str) -> float | None:
+    if result is None:
+        return None
+    if finding == MACRO:
+        return result.macro_auroc
+    return result.findings[finding].auroc if finding in result.findings else None

@@ -1,0 +1,308 @@
+"""The schema of ``report.json``: what a run found, in a shape other programs can rely on.
+
+Documented field by field in ``docs/report-schema.md``, which a test holds to this module. A field
+may be added with a default under the same version; any other change is a new version.
+Undefined is ``null``, never a chance level; every number is finite.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    model_validator,
+)
+
+SCHEMA = "fedcxr.report/1"
+ARM_ORDER = ("local", "federated", "pooled")
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"expected low <= high, got {interval}")
+    return interval
+
+
+Name = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        protected_namespaces=(),
+    )
+
+
+class ModelPart(_Part):
+    """The frozen model that the adapter belongs to."""
+
+    backbone: Name
+    """Name of the architecture."""
+    image_size: NonNegativeInt
+    """Side of the square input in pixels."""
+    parameters: NonNegativeInt
+    """Number of parameters, frozen ones included."""
+
+
+class PetPart(_Part):
+    """What was trained at the sites."""
+
+    method: Name
+    """PET method, for example `lora`."""
+    trained_parameters: NonNegativeInt
+    """Number of parameters a site trains."""
+    trained_share: Share
+    """Trained parameters over all parameters."""
+    aggregation: Name
+    """Rule by which the server combines updates, for example `fedit`."""
+
+
+class BytesPart(_Part):
+    """What crossed the network in the whole run, and what other ways would have cost."""
+
+    up: NonNegativeInt
+    """Bytes from all sites to the server."""
+    down: NonNegativeInt
+    """Bytes from the server to all sites."""
+    up_per_site_round: NonNegativeInt
+    """Mean bytes one site sent in one round, message overhead included."""
+    payload_per_site_round: NonNegativeInt
+    """Of these, the bytes of the update itself."""
+    full_model_per_site_round: NonNegativeInt | None = None
+    """What one site would send in one round with full fine-tuning; `null`: not measured, the page
+    shows 4 bytes for every parameter."""
+    images: NonNegativeInt | None = None
+    """What moving every site's images to one place would have sent, once; `null`: not known."""
+
+
+class RoundPart(_Part):
+    """One server round."""
+
+    round: NonNegativeInt
+    """Number of the round, from 1."""
+    status: Literal["committed", "abandoned"]
+    """`abandoned`: below quorum at the deadline, the adapter stayed as it was."""
+    cohort: tuple[Name, ...]
+    """Sites asked."""
+    returned: tuple[Name, ...]
+    """Sites whose update was admitted."""
+    missing: tuple[Name, ...]
+    """Sites that did not answer before the deadline."""
+    rejected: dict[Name, Name]
+    """Site to error code: it answered, and nothing of it touched the model."""
+    lora_error: Annotated[float, Field(ge=0)] | None
+    """Relative aggregation error of the factors, ||M - BA|| / ||M||; `null` where it does not
+    apply."""
+    loss: dict[Name, float]
+    """Site to mean training loss of the round."""
+    validation_auroc: dict[Name, Share | None]
+    """Site to macro AUROC on its validation studies."""
+    seconds: Seconds
+    """Wall time of the round."""
+    up: NonNegativeInt
+    """Bytes from sites to server in this round."""
+    down: NonNegativeInt
+    """Bytes from server to sites in this round."""
+
+
+class SitePart(_Part):
+    """What one site brought."""
+
+    train_studies: NonNegativeInt
+    """Studies trained on."""
+    validation_studies: NonNegativeInt
+    """Studies for choosing thresholds and stopping."""
+    test_studies: NonNegativeInt
+    """Studies every arm is measured on."""
+    patients: NonNegativeInt
+    """Patients in the three splits; none is in two."""
+    findings: tuple[Name, ...]
+    """Findings this site annotates."""
+    quarantined: dict[Name, NonNegativeInt]
+    """Error code to number of studies set aside before training."""
+
+
+class BaselineResult(_Part):
+    """AUROC of one finding with its support."""
+
+    auroc: Share | None
+    """Area under the ROC curve, ties as one half; `null`: undefined or suppressed."""
+    interval: Interval | None
+    """95 % patient-bootstrap interval of `auroc`."""
+    positives: NonNegativeInt
+    """Test studies with the finding; 0 where suppressed."""
+    negatives: NonNegativeInt
+    """Test studies annotated without the finding; 0 where suppressed."""
+
+
+class FindingResult(BaselineResult):
+    """One finding at one site under one arm."""
+
+    pr_auc: Share | None
+    """Average precision; its chance level is `prevalence`."""
+    prevalence: Share | None
+    """Share of annotated test studies with the finding."""
+    ece: Share | None
+    """Expected calibration error by the definition *per finding*, 15 bins."""
+    brier: Share | None
+    """Mean squared error of the probability."""
+
+
+class SiteResult(_Part):
+    """One site under one arm."""
+
+    studies: NonNegativeInt
+    """Test studies measured."""
+    macro_auroc: Share | None
+    """Mean AUROC over the findings defined at this site."""
+    interval: Interval | None
+    """95 % patient-bootstrap interval of `macro_auroc`."""
+    pooled_ece: Share | None
+    """Expected calibration error by the definition *pooled*, over all label decisions."""
+    findings: dict[Name, FindingResult]
+    """Finding to its result."""
+
+
+class WorstSite(_Part):
+    """The site an arm serves worst."""
+
+    site: Name
+    """Name of the site."""
+    auroc: Share
+    """Its macro AUROC."""
+
+
+class Arm(_Part):
+    """One way of training, measured at every site on the same test studies."""
+
+    description: str
+    """What was done, in a sentence."""
+    local_steps: dict[Name, NonNegativeInt]
+    """Site to optimiser steps taken on its studies; a fair comparison has them equal."""
+    site_mean_auroc: Share | None
+    """Plain mean of the sites' macro AUROC: each site counts once."""
+    interval: Interval | None
+    """95 % interval of `site_mean_auroc`, sites taken as independent."""
+    worst_site: WorstSite | None
+    """Site with the lowest macro AUROC; `null` where none is defined."""
+    sites: dict[Name, SiteResult]
+    """Site to its result."""
+
+
+class Gap(_Part):
+    """A paired difference in AUROC, candidate minus reference."""
+
+    difference: float
+    """Above 0 the candidate is better."""
+    interval: Interval
+    """95 % interval of `difference`."""
+
+
+class Comparison(_Part):
+    """Candidate against reference on the same patients."""
+
+    candidate: Name
+    """Arm that is judged, `federated`."""
+    reference: Name
+    """Arm it is judged against, `local`."""
+    site_mean: Gap
+    """Mean over the sites in `sites`."""
+    sites: dict[Name, Gap]
+    """Site to the difference of its macro AUROC."""
+
+
+class WorseSite(_Part):
+    """A site, or a finding at a site, where federated scores below local."""
+
+    site: Name
+    """Name of the site."""
+    finding: Name
+    """Finding, or `macro` for the site's mean over findings."""
+    local: Share
+    """AUROC of the local arm."""
+    federated: Share
+    """AUROC of the federated arm."""
+    difference: Annotated[float, Field(lt=0)]
+    """Federated minus local, below 0."""
+    interval: Interval
+    """95 % paired interval of `difference`."""
+    certain: bool
+    """Whether the whole interval lies below 0."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.certain != (self.interval[1] < 0):
+            raise ValueError(f"certain={self.certain} contradicts the interval {self.interval}")
+        return self
+
+
+class Report(_Part):
+    """The report of one run."""
+
+    schema_: Literal["fedcxr.report/1"] = Field(default="fedcxr.report/1", alias="schema")
+    """Name and version of this schema."""
+    title: Name
+    """Title of the report."""
+    created: AwareDatetime
+    """When the report was made, ISO 8601 with a time zone."""
+    plan_digest: Name
+    """SHA-256 of the plan."""
+    code_digest: Name
+    """SHA-256 of the code every site ran."""
+    base_digest: Name
+    """SHA-256 of the frozen model."""
+    versions: dict[Name, str]
+    """Package to version."""
+    model: ModelPart
+    """The frozen model."""
+    pet: PetPart
+    """What was trained."""
+    bytes: BytesPart
+    """Network cost."""
+    rounds: tuple[RoundPart, ...]
+    """The rounds in order."""
+    sites: dict[Name, SitePart]
+    """Site to what it brought."""
+    arms: dict[Name, Arm]
+    """Arm to its results: `local`, `federated`, `pooled`, then others."""
+    comparison: Comparison | None
+    """Federated minus local; `null` where one of them is absent or nothing is defined."""
+    worse_sites: tuple[WorseSite, ...]
+    """Where federated scores below local, worst first."""
+    thumbnail_baseline: dict[Name, dict[Name, BaselineResult]] | None
+    """Site to finding to what logistic regression on a 32 x 32 thumbnail reaches; `null`: not
+    run."""
+    adapter_sha256: Name | None
+    """SHA-256 of the released adapter file; `null` where none was released."""
+    notes: tuple[str, ...]
+    """Remarks for the reader, shown as they are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_order(cls, data: object) -> object:
+        """Bring arms and worse sites into their order, whatever order a file has them in."""
+        if not isinstance(data, dict):
+            return data
+        arms, worse = data.get("arms"), data.get("worse_sites")
+        if isinstance(arms, dict):
+            first = [name for name in ARM_ORDER if name in arms]
+            names = first + sorted(name for name in arms if name not in ARM_ORDER)
+            data = {**data, "arms": {name: arms[name] for name in names}}
+        if isinstance(worse, (list, tuple)):
+            parts = [WorseSite.model_validate(entry) for entry in worse]
+            data = {**data, "worse_sites": sorted(parts, key=lambda entry: entry.difference)}
+        return data

@@ -1,0 +1,103 @@
+"""Matplotlib figures as inline SVG that takes its colours and its font from the page.
+
+A figure is drawn in stand-in colours, each of which becomes a CSS variable or ``currentColor``, so
+one drawing serves light, dark and print. Identifiers are prefixed per figure, since all figures
+share one document, and every address in the markup is removed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, SOFT, GRID, WORSE, BETTER = "#010101", "#010102", "#010103", "#010104", "#010105"
+ARMS = ("#010201", "#010202", "#010203", "#010204", "#010205")
+SERIES = tuple(f"#0103{i:02x}" for i in range(8))
+"""Stand-ins; the page's style sheet holds the Okabe-Ito palette they stand for."""
+
+_CSS = {
+    INK: "currentColor",
+    SOFT: "var(--soft)",
+    GRID: "var(--grid)",
+    WORSE: "var(--worse)",
+    BETTER: "var(--better)",
+    **{hue: f"var(--arm-{i})" for i, hue in enumerate(ARMS)},
+    **{hue: f"var(--series-{i})" for i, hue in enumerate(SERIES)},
+}
+
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedcxr",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """Give a figure of ``width`` x ``height`` inches; draw on it and call `markup` inside.
+
+    Text is taken literally: a ``$`` in a site's name does not start a formula.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        # The browser has the letters that the layout's font lacks.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def markup(figure: Figure, name: str) -> str:
+    """Return the figure as an ``<svg>`` element; ``name`` keeps its identifiers apart."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return inline(buffer.getvalue(), name)
+
+
+def inline(svg: str, name: str) -> str:
+    """Make a stand-alone SVG document fit to stand inside a page with others."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    head, body = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    svg = f'<svg {box.group(0) if box else ""} focusable="false">{body}'
+    # Only inside tags: a site may be named like an attribute.
+    return re.sub(r"<[^<>]*>", lambda tag: _local(tag.group(0), name), svg).strip()
+
+
+def _local(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'\b(?:xlink:)?href="#', f'href="#{name}-', tag)
+    tag = tag.replace("url(#", f"url(#{name}-")
+    for stand_in, colour in _CSS.items():
+        tag = tag.replace(stand_in, colour)
+    # "font: 9px 'DejaVu Sans', ..., sans-serif" and "font-family: ...": the page's font serves.
+    tag = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", tag)
+    return re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", tag)

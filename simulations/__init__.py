@@ -1,0 +1,1 @@
+"""Synthetic sites, experiments and benchmarks: everything a federation needs but patients."""

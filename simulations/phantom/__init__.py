@@ -1,0 +1,1 @@
+"""Procedural frontal chest radiographs: patients, findings, scanners, reports and whole sites."""

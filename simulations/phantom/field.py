@@ -1,0 +1,176 @@
+"""The plane a radiograph is drawn on: pose, soft shapes, tubes and smooth noise.
+
+Lengths are in units of half the field of view (about 17 cm). ``x`` grows to the right of the
+picture, which is the patient's left; ``y`` grows downwards. ``S`` is the image side in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the patient stands in the frame."""
+
+    scale: float = 1.0
+    dx: float = 0.0
+    dy: float = 0.0
+    roll: float = 0.0
+    """In-plane rotation in radians."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Anatomical coordinates of every pixel, and the way back from anatomy to pixels."""
+
+    size: int
+    pose: Pose
+    x: Map
+    y: Map
+
+    @classmethod
+    def of(cls, size: int, pose: Pose) -> Grid:
+        """Lay ``S x S`` pixel centres over the patient."""
+        axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
+        u = ((axis - pose.dx) / pose.scale).astype(np.float32)[None, :]
+        v = ((axis - pose.dy) / pose.scale).astype(np.float32)[:, None]
+        c, s = np.float32(np.cos(pose.roll)), np.float32(np.sin(pose.roll))
+        return cls(size, pose, c * u + s * v, c * v - s * u)
+
+    @property
+    def pixel(self) -> float:
+        """Side of a pixel in anatomical units."""
+        return 2 / (self.size * self.pose.scale)
+
+    def splat(self, x: Map, y: Map, amount: Map) -> Map:
+        """Deposit ``amount`` (thickness times area) at points, shared between four pixels."""
+        pose, size = self.pose, self.size
+        c, s = pose.scale * np.cos(pose.roll), pose.scale * np.sin(pose.roll)
+        half = size / 2
+        col = (c * x - s * y + (pose.dx + 1)).ravel() * np.float32(half) + np.float32(1.5)
+        row = (s * x + c * y + (pose.dy + 1)).ravel() * np.float32(half) + np.float32(1.5)
+        # A margin of two pixels takes what falls outside, so the inner loop needs no masks.
+        wide = size + 4
+        np.clip(col, 0, wide - 2, out=col)
+        np.clip(row, 0, wide - 2, out=row)
+        i, j = row.astype(np.int32), col.astype(np.int32)
+        fr, fc = row - i, col - j
+        weight = amount.ravel() / np.float32(self.pixel**2)
+        low, high = weight * (1 - fr), weight * fr
+        base = i * wide + j
+        flat = np.concatenate([base, base + 1, base + wide, base + wide + 1])
+        parts = np.concatenate([low * (1 - fc), low * fc, high * (1 - fc), high * fc])
+        total = np.bincount(flat, weights=parts, minlength=wide * wide)
+        return total.astype(np.float32).reshape(wide, wide)[2:-2, 2:-2]
+
+    def tube(
+        self,
+        x: Map,
+        y: Map,
+        radius: Map | float,
+        thickness: Map | float,
+        *,
+        hollow: float = 0.0,
+        flat: float = 1.0,
+    ) -> Map:
+        """Draw tubes along curves ``[curves, points]``; ``hollow`` is inner over outer radius.
+
+        The profile is that of a cylinder seen from the side, so a hollow tube (bone) shows its
+        cortex as two brighter edges. ``flat`` narrows the cross-section horizontally: a rib is
+        a plate standing upright.
+        """
+        tx, ty = np.gradient(x, axis=-1), np.gradient(y, axis=-1)
+        step = np.sqrt(tx * tx + ty * ty) + np.float32(1e-6)
+        # Midpoints across the tube, closer than a pixel or they show as moire: [across]
+        across = max(3, int(np.ceil(2.6 * float(np.max(radius)) / self.pixel)))
+        o = (2 * np.arange(across, dtype=np.float32) + 1) / across - 1
+        profile = np.sqrt(1 - o * o)
+        if hollow:
+            profile = profile - 0.8 * np.sqrt(np.maximum(hollow**2 - o * o, 0))
+        r = np.broadcast_to(np.asarray(radius, np.float32), x.shape)
+        amount = step * r * np.float32(2 / across) * thickness
+        nx, ny = -ty / step * r, tx / step * r
+        # [curves, points, across]
+        return self.splat(
+            x[..., None] + nx[..., None] * (o * np.float32(flat)),
+            y[..., None] + ny[..., None] * o,
+            amount[..., None] * profile.astype(np.float32),
+        )
+
+    def noise(self, rng: np.random.Generator, cells: int) -> Map:
+        """Draw smooth unit-variance noise with ``cells`` bumps across the frame."""
+        basis = _spline_basis(self.size, cells)
+        knots = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
+        # A uniform cubic B-spline keeps 0.4794 of each axis' standard deviation squared twice.
+        return basis @ knots @ basis.T * np.float32(2.09)
+
+
+@lru_cache(maxsize=64)
+def _spline_basis(size: int, cells: int) -> Map:
+    """Cubic B-spline basis, ``[S, cells + 3]``."""
+    at = (np.arange(size) + 0.5) / size * cells
+    cell = np.floor(at).astype(int)
+    t = at - cell
+    basis = np.zeros((size, cells + 3), np.float32)
+    rows = np.arange(size)
+    weights = (
+        (1 - t) ** 3,
+        3 * t**3 - 6 * t**2 + 4,
+        -3 * t**3 + 3 * t**2 + 3 * t + 1,
+        t**3,
+    )
+    for k, weight in enumerate(weights):
+        basis[rows, cell + k] = weight / 6
+    return basis
+
+
+def rise(value: Map, width: float) -> Map:
+    """Go smoothly from 0 to 1 around zero, over about ``width`` on each side."""
+    t = value * np.float32(0.5 / width) + np.float32(0.5)
+    np.clip(t, 0, 1, out=t)
+    return t * t * (3 - 2 * t)
+
+
+def positive(value: Map, soft: float) -> Map:
+    """Keep the positive part; the corner is rounded within ``soft``, which anti-aliases edges."""
+    s = np.float32(max(soft, 1e-6))
+    corner = np.clip(value, -s, s) + s
+    return corner * corner * (np.float32(0.25) / s) + np.maximum(value - s, 0)
+
+
+def ellipse(grid: Grid, cx: float, cy: float, rx: float, ry: float, tilt: float = 0.0) -> Map:
+    """Return ``1 - q``: 1 at the centre of an ellipse, 0 on its rim, negative outside."""
+    c, s = np.cos(tilt), np.sin(tilt)
+    x, y = grid.x - np.float32(cx), grid.y - np.float32(cy)
+    u = x * np.float32(c / rx) + y * np.float32(s / rx)
+    v = y * np.float32(c / ry) - x * np.float32(s / ry)
+    return 1 - u * u - v * v
+
+
+def ellipsoid(
+    grid: Grid, cx: float, cy: float, rx: float, ry: float, depth: float, tilt: float = 0.0
+) -> Map:
+    """Thickness of an ellipsoid seen from the front, ``depth`` at its centre."""
+    inside = ellipse(grid, cx, cy, rx, ry, tilt)
+    return np.float32(depth) * round_edge(inside, 1.2 * grid.pixel / min(rx, ry))
+
+
+def round_edge(inside: Map, soft: float) -> Map:
+    """Square root of the positive part: the profile of a convex body, zero outside."""
+    return np.sqrt(positive(inside, soft))
+
+
+def blend(*maps: Map) -> Map:
+    """Union of thicknesses with rounded joints (a 4-norm)."""
+    total = np.zeros_like(maps[0])
+    for item in maps:
+        square = item * item
+        total += square * square
+    return np.sqrt(np.sqrt(total))
