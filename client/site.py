@@ -19,6 +19,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictInt,
@@ -32,6 +33,13 @@ from common.errors import ConfigError, LabelError, closest
 from common.findings import FINDINGS, Uncertainty, canonical
 
 Value = str | int | float
+
+
+def _several(value: object) -> object:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+Values = Annotated[tuple[Value, ...], BeforeValidator(_several)]
 
 
 class _Part(BaseModel):
@@ -102,15 +110,15 @@ class LabelSource(_Part):
 
     column: str
     """Column of the table."""
-    positive: tuple[Value, ...] = ()
+    positive: Values = ()
     """Values that mean present."""
-    negative: tuple[Value, ...] = ()
+    negative: Values = ()
     """Values that mean absent; any other value means not annotated."""
 
-    @field_validator("positive", "negative", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    def _short(cls, value: object) -> object:
+        return {"column": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> Self:
@@ -118,7 +126,7 @@ class LabelSource(_Part):
             raise ValueError("give both positive and negative values, or neither")
         shared = set(self.positive) & set(self.negative)
         if shared:
-            raise ValueError(f"{sorted(map(str, shared))[0]!r} is both positive and negative")
+            raise ValueError(f"{min(map(str, shared))!r} is both positive and negative")
         return self
 
 
@@ -145,7 +153,7 @@ class SiteConfig(_Part):
     """The site's name in logs and reports; holds nothing about patients."""
     data: DataConfig
     columns: ColumnsConfig = ColumnsConfig()
-    filter: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    filter: dict[str, Values] = Field(default_factory=dict)
     """Column -> values kept, so that one table can serve several sites."""
     labels: dict[str, LabelSource] = Field(default_factory=dict)
     """Finding -> where its labels are."""
@@ -154,24 +162,9 @@ class SiteConfig(_Part):
     device: DeviceConfig = DeviceConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
-    @field_validator("filter", mode="before")
+    @field_validator("labels", "uncertainty", mode="before")
     @classmethod
-    def _lists(cls, value: object) -> object:
-        if not isinstance(value, Mapping):
-            return value
-        return {k: v if isinstance(v, (list, tuple)) else (v,) for k, v in value.items()}
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _sources(cls, value: object) -> object:
-        if not isinstance(value, Mapping):
-            return value
-        sources = {k: {"column": v} if isinstance(v, str) else v for k, v in value.items()}
-        return _by_finding(sources)
-
-    @field_validator("uncertainty", mode="before")
-    @classmethod
-    def _policies(cls, value: object) -> object:
+    def _in_the_vocabulary(cls, value: object) -> object:
         return _by_finding(value) if isinstance(value, Mapping) else value
 
 

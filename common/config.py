@@ -187,6 +187,8 @@ class RoundsConfig(Section):
 
     count: PositiveInt = 8
     """Server rounds."""
+    sites: Annotated[int, Field(ge=0)] = 0
+    """Sites to wait for before the run begins; 0: as many as the quorum."""
     cohort: Annotated[int, Field(ge=0)] = 0
     """Sites asked per round; 0: all."""
     quorum: PositiveInt = 1

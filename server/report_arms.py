@@ -68,7 +68,10 @@ def site_result(metrics: SiteMetrics) -> SiteResult:
 def build_arm(
     description: str, local_steps: Mapping[str, int], results: Mapping[str, SiteMetrics]
 ) -> Arm:
-    """Gather one arm over its sites; sites without a defined macro AUROC do not enter the mean."""
+    """Gather one arm over its sites; sites without a defined macro AUROC do not enter the mean.
+
+    With a single such site, its own interval is the mean's.
+    """
     defined = {
         site: (metrics.macro_auroc, metrics.macro_se)
         for site, metrics in results.items()
@@ -76,6 +79,8 @@ def build_arm(
     }
     values = [value for value, _ in defined.values()]
     interval = site_mean_interval(values, [se for _, se in defined.values()])
+    if len(defined) == 1:
+        interval = results[next(iter(defined))].macro_interval
     worst = min(defined, key=lambda site: defined[site][0], default=None)
     return Arm(
         description=description,
@@ -88,16 +93,19 @@ def build_arm(
 
 
 def build_comparison(
-    macro: Mapping[str, Difference | None],
-    candidate: str = "federated",
-    reference: str = "local",
+    macro: Mapping[str, Difference | None], candidate: str = "federated", reference: str = "local"
 ) -> Comparison | None:
-    """Gather the sites' paired macro differences; ``None`` when no site has one."""
+    """Gather the sites' paired macro differences; ``None`` when no site has one.
+
+    With a single such site, its own interval is the mean's.
+    """
     defined = {site: gap for site, gap in macro.items() if gap is not None}
     gaps = [gap.difference for gap in defined.values()]
     interval = site_mean_interval(gaps, [gap.se for gap in defined.values()])
     if interval is None:
         return None
+    if len(defined) == 1:
+        interval = next(iter(defined.values())).interval
     return Comparison(
         candidate=candidate,
         reference=reference,

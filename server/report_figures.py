@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.report_schema import Arm, Gap, Report, RoundPart
+from server.report_schema import ARM_ORDER, Arm, Gap, Report, RoundPart
 from server.report_svg import ARMS, BETTER, GRID, INK, SERIES, SOFT, WORSE, canvas, markup
-from server.report_words import between, shown_findings, signed
+from server.report_words import between, by_gain, shown_findings, signed
 
 WIDTH = 10.0
+GULF = "\u2003" * 4
+"""Space that HTML does not collapse."""
 ARM_MARKERS = ("o", "D", "^", "s", "v")
 SITE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -47,7 +49,7 @@ def forest_plot(report: Report) -> Figure | None:
         places = [*range(len(rows)), y]
         axes.axhline(len(rows) - 0.45, color=GRID, linewidth=0.8)
         axes.fill([left, mean, right, mean], [y, y - 0.25, y, y + 0.25], color=INK, linewidth=0)
-        axes.set_yticks(places, [*(site for site, _ in rows), "mean of sites"])
+        axes.set_yticks(places, [*(_short(site, 32) for site, _ in rows), "mean of sites"])
         for y_text, gap in zip(places, [*dict(rows).values(), against.site_mean], strict=True):
             text = f"{signed(gap.difference)}   ({between(gap.interval, signed)})"
             axes.text(1.02, y_text, text, transform=axes.get_yaxis_transform(), va="center")
@@ -57,8 +59,8 @@ def forest_plot(report: Report) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(
-            f"←  {against.reference} better      macro AUROC, {against.candidate} minus "
-            f"{against.reference}      {against.candidate} better  →"
+            f"← {against.reference} better{GULF}macro AUROC, {against.candidate} minus "
+            f"{against.reference}{GULF}{against.candidate} better →"
         )
         svg = markup(figure, "forest")
     told = "; ".join(f"{site} {signed(gap.difference)}" for site, gap in rows)
@@ -84,38 +86,42 @@ def _whisker(axes: Any, y: float, gap: Gap) -> None:
 
 def finding_plot(report: Report) -> Figure | None:
     """AUROC of every finding under every arm, one panel per site."""
-    sites = [
-        site for site in report.sites if any(site in arm.sites for arm in report.arms.values())
-    ]
+    sites = by_gain(report)
     findings = shown_findings(report)
-    if not sites or not findings:
+    results = [result for arm in report.arms.values() for result in arm.sites.values()]
+    if all(m.auroc is None for result in results for m in result.findings.values()):
         return None
     columns = min(4, len(sites))
     lines = -(-len(sites) // columns)
-    step = 0.8 / max(2, len(report.arms))
+    slots = len(report.arms) + bool(report.thumbnail_baseline)
+    shifts = [0.8 * (i - (slots - 1) / 2) / max(2, slots) for i in range(slots)]
     with canvas(WIDTH, lines * (0.55 + 0.36 * len(findings)) + 0.7) as figure:
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(sites) :]:
             axes.set_visible(False)
         for axes, site in zip(grid.flat, sites, strict=False):
-            axes.set_title(site)
+            axes.set_title(_short(site, 20))
             axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))
             drawn = [
-                _dots(axes, arm, site, findings, i, (i - (len(report.arms) - 1) / 2) * step)
-                for i, arm in enumerate(report.arms.values())
+                _dots(axes, arm, site, findings, _arm_style(name, report), shifts[i])
+                for i, (name, arm) in enumerate(report.arms.items())
             ]
-            _thumbnails(axes, report, site, findings)
+            _thumbnails(axes, report, site, findings, shifts[-1])
             for y in range(len(findings)):
                 if not any(y in rows for rows in drawn):
                     axes.text(0.52, y, "n/a", color=SOFT, va="center", fontsize=8)
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
         first = grid[0, 0]
-        first.set_yticks(range(len(findings)), [name.replace("_", " ") for name in findings])
+        first.set_yticks(
+            range(len(findings)), [_short(name.replace("_", " "), 28) for name in findings]
+        )
         first.set_ylim(len(findings) - 0.4, -0.6)
         first.set_xlim(min(0.45, first.get_xlim()[0]), 1.01)
         figure.supxlabel("AUROC", fontsize=9)
-        figure.legend(handles=_arm_keys(report), loc="outside upper left", ncols=6)
+        keys = _arm_keys(report)
+        beside = _columns([key.get_label() for key in keys])
+        figure.legend(handles=keys, loc="outside upper left", ncols=beside)
         svg = markup(figure, "findings")
     return Figure(
         svg=svg,
@@ -127,12 +133,12 @@ def finding_plot(report: Report) -> Figure | None:
 
 
 def _dots(
-    axes: Any, arm: Arm, site: str, findings: Sequence[str], i: int, shift: float
+    axes: Any, arm: Arm, site: str, findings: Sequence[str], style: tuple[str, str], shift: float
 ) -> set[int]:
     """Draw one arm in one panel; return the rows that have a value."""
     rows = set()
     results = arm.sites[site].findings if site in arm.sites else {}
-    hue, marker = ARMS[i % len(ARMS)], ARM_MARKERS[i % len(ARM_MARKERS)]
+    hue, marker = style
     for y, finding in enumerate(findings):
         result = results.get(finding)
         if result is None or result.auroc is None:
@@ -144,22 +150,41 @@ def _dots(
     return rows
 
 
-def _thumbnails(axes: Any, report: Report, site: str, findings: Sequence[str]) -> None:
+def _thumbnails(
+    axes: Any, report: Report, site: str, findings: Sequence[str], shift: float
+) -> None:
     baseline = (report.thumbnail_baseline or {}).get(site, {})
     for y, finding in enumerate(findings):
         result = baseline.get(finding)
         if result is not None and result.auroc is not None:
-            axes.plot(result.auroc, y, marker="x", color=SOFT, markersize=5, markeredgewidth=1.2)
+            axes.plot(
+                result.auroc, y + shift, marker="x", color=SOFT, markersize=5, markeredgewidth=1.2
+            )
+
+
+def _arm_style(name: str, report: Report) -> tuple[str, str]:
+    """Colour and marker of an arm: the same in every report for the arms every report knows."""
+    others = [arm for arm in report.arms if arm not in ARM_ORDER]
+    i = ARM_ORDER.index(name) if name in ARM_ORDER else len(ARM_ORDER) + others.index(name)
+    return ARMS[i % len(ARMS)], ARM_MARKERS[i % len(ARM_MARKERS)]
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """How many legend entries fit beside each other."""
+    return max(1, min(len(labels), 120 // (8 + max(map(len, labels), default=0))))
 
 
 def _arm_keys(report: Report) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    keys = [
-        Line2D([], [], color=ARMS[i % len(ARMS)], marker=ARM_MARKERS[i % len(ARM_MARKERS)],
-               markersize=5, label=name)
-        for i, name in enumerate(report.arms)
-    ]  # fmt: skip
+    keys = []
+    for name in report.arms:
+        hue, marker = _arm_style(name, report)
+        keys.append(Line2D([], [], color=hue, marker=marker, markersize=5, label=name))
     if report.thumbnail_baseline:
         keys.append(
             Line2D([], [], color=SOFT, marker="x", linewidth=0, markersize=5, label="thumbnail")
@@ -179,7 +204,7 @@ def training_curves(report: Report) -> Figure | None:
         left.set_title("Validation macro AUROC")
         right.set_title("Training loss")
         handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=min(8, len(labels)))
+        figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels))
         svg = markup(figure, "curves")
     return Figure(
         svg=svg,
@@ -206,7 +231,8 @@ def _curves(
         axes.plot(
             numbers, [float("nan") if number is None else number for number in found],
             color=SERIES[i % len(SERIES)], marker=SITE_MARKERS[i % len(SITE_MARKERS)],
-            linestyle="-" if i < len(SERIES) else "--", markersize=4, linewidth=1.5, label=site,
+            linestyle="-" if i < len(SERIES) else "--", linewidth=1.5, markersize=4,
+            markevery=-(-len(rounds) // 20), label=_short(site, 24),
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")

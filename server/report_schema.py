@@ -9,134 +9,44 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    model_validator,
+from pydantic import AwareDatetime, Field, NonNegativeInt, model_validator
+
+from server.report_run import (
+    BytesPart,
+    Interval,
+    ModelPart,
+    Name,
+    Part,
+    PetPart,
+    RoundPart,
+    Share,
+    SitePart,
 )
+
+__all__ = [
+    "ARM_ORDER",
+    "SCHEMA",
+    "Arm",
+    "BaselineResult",
+    "BytesPart",
+    "Comparison",
+    "FindingResult",
+    "Gap",
+    "ModelPart",
+    "PetPart",
+    "Report",
+    "RoundPart",
+    "SitePart",
+    "SiteResult",
+    "WorseSite",
+    "WorstSite",
+]
 
 SCHEMA = "fedcxr.report/1"
 ARM_ORDER = ("local", "federated", "pooled")
 
 
-def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
-    if interval[0] > interval[1]:
-        raise ValueError(f"expected low <= high, got {interval}")
-    return interval
-
-
-Name = Annotated[str, Field(min_length=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(ge=0)]
-Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        validate_by_name=True,
-        validate_by_alias=True,
-        protected_namespaces=(),
-    )
-
-
-class ModelPart(_Part):
-    """The frozen model that the adapter belongs to."""
-
-    backbone: Name
-    """Name of the architecture."""
-    image_size: NonNegativeInt
-    """Side of the square input in pixels."""
-    parameters: NonNegativeInt
-    """Number of parameters, frozen ones included."""
-
-
-class PetPart(_Part):
-    """What was trained at the sites."""
-
-    method: Name
-    """PET method, for example `lora`."""
-    trained_parameters: NonNegativeInt
-    """Number of parameters a site trains."""
-    trained_share: Share
-    """Trained parameters over all parameters."""
-    aggregation: Name
-    """Rule by which the server combines updates, for example `fedit`."""
-
-
-class BytesPart(_Part):
-    """What crossed the network in the whole run, and what other ways would have cost."""
-
-    up: NonNegativeInt
-    """Bytes from all sites to the server."""
-    down: NonNegativeInt
-    """Bytes from the server to all sites."""
-    up_per_site_round: NonNegativeInt
-    """Mean bytes one site sent in one round, message overhead included."""
-    payload_per_site_round: NonNegativeInt
-    """Of these, the bytes of the update itself."""
-    full_model_per_site_round: NonNegativeInt | None = None
-    """What one site would send in one round with full fine-tuning; `null`: not measured, the page
-    shows 4 bytes for every parameter."""
-    images: NonNegativeInt | None = None
-    """What moving every site's images to one place would have sent, once; `null`: not known."""
-
-
-class RoundPart(_Part):
-    """One server round."""
-
-    round: NonNegativeInt
-    """Number of the round, from 1."""
-    status: Literal["committed", "abandoned"]
-    """`abandoned`: below quorum at the deadline, the adapter stayed as it was."""
-    cohort: tuple[Name, ...]
-    """Sites asked."""
-    returned: tuple[Name, ...]
-    """Sites whose update was admitted."""
-    missing: tuple[Name, ...]
-    """Sites that did not answer before the deadline."""
-    rejected: dict[Name, Name]
-    """Site to error code: it answered, and nothing of it touched the model."""
-    lora_error: Annotated[float, Field(ge=0)] | None
-    """Relative aggregation error of the factors, ||M - BA|| / ||M||; `null` where it does not
-    apply."""
-    loss: dict[Name, float]
-    """Site to mean training loss of the round."""
-    validation_auroc: dict[Name, Share | None]
-    """Site to macro AUROC on its validation studies."""
-    seconds: Seconds
-    """Wall time of the round."""
-    up: NonNegativeInt
-    """Bytes from sites to server in this round."""
-    down: NonNegativeInt
-    """Bytes from server to sites in this round."""
-
-
-class SitePart(_Part):
-    """What one site brought."""
-
-    train_studies: NonNegativeInt
-    """Studies trained on."""
-    validation_studies: NonNegativeInt
-    """Studies for choosing thresholds and stopping."""
-    test_studies: NonNegativeInt
-    """Studies every arm is measured on."""
-    patients: NonNegativeInt
-    """Patients in the three splits; none is in two."""
-    findings: tuple[Name, ...]
-    """Findings this site annotates."""
-    quarantined: dict[Name, NonNegativeInt]
-    """Error code to number of studies set aside before training."""
-
-
-class BaselineResult(_Part):
+class BaselineResult(Part):
     """AUROC of one finding with its support."""
 
     auroc: Share | None
@@ -162,7 +72,7 @@ class FindingResult(BaselineResult):
     """Mean squared error of the probability."""
 
 
-class SiteResult(_Part):
+class SiteResult(Part):
     """One site under one arm."""
 
     studies: NonNegativeInt
@@ -177,7 +87,7 @@ class SiteResult(_Part):
     """Finding to its result."""
 
 
-class WorstSite(_Part):
+class WorstSite(Part):
     """The site an arm serves worst."""
 
     site: Name
@@ -186,7 +96,7 @@ class WorstSite(_Part):
     """Its macro AUROC."""
 
 
-class Arm(_Part):
+class Arm(Part):
     """One way of training, measured at every site on the same test studies."""
 
     description: str
@@ -203,7 +113,7 @@ class Arm(_Part):
     """Site to its result."""
 
 
-class Gap(_Part):
+class Gap(Part):
     """A paired difference in AUROC, candidate minus reference."""
 
     difference: float
@@ -212,7 +122,7 @@ class Gap(_Part):
     """95 % interval of `difference`."""
 
 
-class Comparison(_Part):
+class Comparison(Part):
     """Candidate against reference on the same patients."""
 
     candidate: Name
@@ -225,7 +135,7 @@ class Comparison(_Part):
     """Site to the difference of its macro AUROC."""
 
 
-class WorseSite(_Part):
+class WorseSite(Part):
     """A site, or a finding at a site, where federated scores below local."""
 
     site: Name
@@ -250,7 +160,7 @@ class WorseSite(_Part):
         return self
 
 
-class Report(_Part):
+class Report(Part):
     """The report of one run."""
 
     schema_: Literal["fedcxr.report/1"] = Field(default="fedcxr.report/1", alias="schema")
@@ -306,3 +216,15 @@ class Report(_Part):
             parts = [WorseSite.model_validate(entry) for entry in worse]
             data = {**data, "worse_sites": sorted(parts, key=lambda entry: entry.difference)}
         return data
+
+    @model_validator(mode="after")
+    def _compares_what_was_measured(self) -> Self:
+        if self.comparison is None:
+            return self
+        for name in (self.comparison.reference, self.comparison.candidate):
+            if name not in self.arms:
+                raise ValueError(f"comparison names the arm {name!r}; arms are {list(self.arms)}")
+            unmeasured = set(self.comparison.sites) - set(self.arms[name].sites)
+            if unmeasured:
+                raise ValueError(f"comparison at {sorted(unmeasured)}, not measured under {name!r}")
+        return self

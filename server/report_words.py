@@ -53,22 +53,26 @@ def between(interval: tuple[float, float], write: Callable[[float], str] = numbe
 def size(count: float) -> str:
     """Write a number of bytes in decimal units.
 
-    >>> size(1_191_968), size(512)
-    ('1.19 MB', '512 B')
+    >>> size(1_191_968), size(512), size(999_600)
+    ('1.19 MB', '512 B', '1.00 MB')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, larger
+    digits = 0 if unit == "B" or count >= 99.95 else 1 if count >= 9.995 else 2
+    return f"{count:,.{digits}f} {unit}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Join names as in a sentence.
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Join names as in a sentence, the first ``most`` of them.
 
-    >>> listed(["north", "east", "west"])
-    'north, east and west'
+    >>> listed(["north", "east", "west"]), listed(["north", "east", "west"], most=2)
+    ('north, east and west', 'north, east and 1 more')
     """
+    if len(names) > most:
+        names = [*names[:most], f"{len(names) - most} more"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -82,10 +86,25 @@ def counted(n: int, thing: str) -> str:
 
 
 def shown_findings(report: Report) -> list[str]:
-    """Every finding a site annotates or an arm measured, in first-seen order."""
-    names = [finding for site in report.sites.values() for finding in site.findings]
+    """Every finding annotated or measured, in the order of the site that annotates most."""
+    sites = sorted(report.sites.values(), key=lambda site: -len(site.findings))
+    names = [finding for site in sites for finding in site.findings]
     results = [result for arm in report.arms.values() for result in arm.sites.values()]
     return list(dict.fromkeys(names + [name for result in results for name in result.findings]))
+
+
+def by_gain(report: Report) -> list[str]:
+    """Every measured site: the smallest gain first, then those not compared, lowest AUROC first."""
+    sites = list(dict.fromkeys(site for arm in report.arms.values() for site in arm.sites))
+    gaps = report.comparison.sites if report.comparison else {}
+    arm = report.arms.get("federated") or next(iter(report.arms.values()), None)
+    last = float("inf")
+
+    def place(site: str) -> tuple[float, float]:
+        area = arm.sites[site].macro_auroc if arm and site in arm.sites else None
+        return gaps[site].difference if site in gaps else last, last if area is None else area
+
+    return sorted(sites, key=place)
 
 
 def headline(report: Report) -> Headline:
@@ -203,7 +222,7 @@ def equal_work(report: Report) -> tuple[bool, str] | None:
         return None
     if unequal:
         return False, (
-            f"Local work differs at {listed(unequal)}: what looks like a gain or a loss of "
+            f"Local work differs at {listed(unequal, most=3)}: what looks like a gain or a loss of "
             "federation may be one of more or less training."
         )
     return True, (

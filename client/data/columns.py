@@ -122,7 +122,8 @@ def numbers(cells: Text) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     (array([ 1., nan, nan]), array([False, False,  True]))
     """
     empty = (cells == "") | (np.char.lower(cells) == "nan")
-    values = pd.to_numeric(pd.Series(np.where(empty, "nan", cells)), errors="coerce").to_numpy(np.float64)
+    words = pd.Series(np.where(empty, "nan", cells), dtype=object)
+    values = pd.to_numeric(words, errors="coerce").to_numpy(np.float64, copy=True)
     return values, np.isnan(values) & ~empty
 
 
@@ -148,7 +149,7 @@ def years(cells: Text) -> NDArray[np.float32]:
     array([61. ,  0.5,  nan], dtype=float32)
     """
     ages, _ = numbers(cells)
-    for i in np.flatnonzero(np.isnan(ages)):
+    for i in np.flatnonzero(np.isnan(ages) & (cells != "")):
         if written := re.fullmatch(r"(\d{1,3})([YMWD])", str(cells[i]).upper()):
             ages[i] = int(written[1]) / _PER_YEAR[written[2]]
     ages[~((ages >= 0) & (ages < 130))] = np.nan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import warnings
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -44,14 +43,14 @@ def read_image(path: Path) -> Decoded:
     """
     try:
         with _open(path) as file:
-            return _read(file)
+            return _read(path, file)
     except (RefusedImage, MemoryError):
         raise
     except OSError as error:
         # Pillow says "image file is truncated (n bytes not processed)" and "broken data stream".
         cut = "truncated" in str(error)
         raise RefusedImage("truncated" if cut else "decode", _why(error)) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Decoders meet hostile files: whatever they raise is about this one image, and its
         # text, which may quote a header, goes no further.
         raise RefusedImage("decode", _why(error)) from None
@@ -73,26 +72,23 @@ def _why(error: Exception) -> str:
     return f"the decoder stopped ({type(error).__name__})"
 
 
-def _read(file: BinaryIO) -> Decoded:
+def _read(path: Path, file: BinaryIO) -> Decoded:
     head = file.read(132)
     file.seek(0)
     if not head:
         raise RefusedImage("truncated", "the file is empty")
     if head[128:] == b"DICM":  # PS3.10 7.1: 128 bytes of preamble, then the prefix
-        return Decoded(*dicom.read(file))
+        return Decoded(*dicom.read(path))
     if not head.startswith((_PNG, _JPEG)):
         raise RefusedImage("not-an-image", "neither DICOM nor PNG nor JPEG")
     return Decoded(_picture(file), "")
 
 
 def _picture(file: BinaryIO) -> NDArray[np.float32]:
-    with warnings.catch_warnings():
-        # Pillow warns above 89 megapixels; the limit below is lower and is an error.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            picture = Image.open(file, formats=("PNG", "JPEG"))
-        except Image.DecompressionBombError:
-            raise RefusedImage("too-large", f"more than {MAX_PIXELS} pixels") from None
+    try:
+        picture = Image.open(file, formats=("PNG", "JPEG"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise RefusedImage("too-large", f"more than {MAX_PIXELS} pixels") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise RefusedImage("too-large", f"more than {MAX_PIXELS} pixels")
     if getattr(picture, "n_frames", 1) > 1:
@@ -111,7 +107,7 @@ def grey(picture: Image.Image) -> NDArray[np.float32]:
         RefusedImage: if the channels differ by more than a JPEG's rounding.
     """
     if picture.mode in {"L", "1", "LA", "La"}:
-        return np.asarray(picture.convert("LA").getchannel("L"), dtype=np.float32) / 255
+        return np.asarray(picture.convert("LA").getchannel("L"), dtype=np.float32) / np.float32(255)
     if picture.mode.startswith(("I", "F")):
         return stretch(np.asarray(picture).astype(np.float32))
     if picture.mode not in {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA"}:
@@ -119,7 +115,8 @@ def grey(picture: Image.Image) -> NDArray[np.float32]:
     channels = np.asarray(picture.convert("RGBA"))[..., :3]
     if int((channels.max(axis=-1) - channels.min(axis=-1)).max()) > CHANNEL_TOLERANCE:
         raise RefusedImage("colour", "the channels differ")
-    return channels.mean(axis=-1, dtype=np.float32) / 255
+    grey_values: NDArray[np.float32] = channels.mean(axis=-1, dtype=np.float32) / np.float32(255)
+    return grey_values
 
 
 def stretch(values: NDArray[np.float32]) -> NDArray[np.float32]:

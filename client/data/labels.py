@@ -14,24 +14,28 @@ from common.findings import label_matrix, suggest
 
 
 def read_labels(
-    columns: Mapping[str, Text], site: SiteConfig, findings: Sequence[str], table: str
+    columns: Mapping[str, Text],
+    rows: NDArray[np.int64],
+    site: SiteConfig,
+    findings: Sequence[str],
 ) -> NDArray[np.float32]:
-    """Lay the site's labels out as ``[rows, findings]``: 1, 0, NaN not annotated.
+    """Lay the labels of these rows out as ``[rows, findings]``: 1, 0, NaN not annotated.
 
     Raises:
         LabelError: if a label's column is not in the table, a cell is not 1, 0, -1 or empty, a
             value listed as positive or negative occurs nowhere, or -1 has no policy.
     """
     values = {
-        finding: _values(columns, finding, site.labels[finding], table)
+        finding: _values(columns, rows, finding, site.labels[finding], site.data.table.name)
         for finding in findings
         if finding in site.labels
     }
-    rows = len(next(iter(columns.values())))
-    return label_matrix(values, findings, site.uncertainty, rows)
+    return label_matrix(values, findings, site.uncertainty, len(rows))
 
 
-def _values(columns: Mapping[str, Text], finding: str, source: LabelSource, table: str) -> NDArray[np.float64]:
+def _values(
+    columns: Mapping[str, Text], rows: NDArray[np.int64], finding: str, source: LabelSource, table: str
+) -> NDArray[np.float64]:
     if source.column not in columns:
         raise LabelError(
             f"site.toml: label column {source.column!r} is not in {table}",
@@ -40,14 +44,14 @@ def _values(columns: Mapping[str, Text], finding: str, source: LabelSource, tabl
         )
     cells = columns[source.column]
     if source.positive:
-        return _words(cells, finding, source, table)
-    values, words = numbers(cells)
+        return _words(cells, finding, source, table)[rows]
+    values, words = numbers(cells[rows])
     odd = words | ~(np.isnan(values) | np.isin(values, (0.0, 1.0, -1.0)))
     if odd.any():
         # The cells are not shown: the column may be the wrong one and hold identifiers.
         raise LabelError(
             f"label {finding!r}: column {source.column!r} of {table} has {int(odd.sum())} cells that "
-            f"are not 1, 0, -1 or empty, the first in row {int(np.flatnonzero(odd)[0]) + 1}",
+            f"are not 1, 0, -1 or empty, the first in row {int(rows[odd][0]) + 1}",
             fix=f"recode it, or set labels.{finding} = "
             f'{{ column = "{source.column}", positive = [...], negative = [...] }}',
         )

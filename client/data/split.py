@@ -21,17 +21,21 @@ def split_by_patient(
 ) -> NDArray[np.str_]:
     """Assign each row a split by its patient; the same patients and seed give the same split.
 
-    Patients are taken in the order of a hash keyed by the seed, so the order of the rows does
-    not matter. The number of patients per split is fixed first (see `quotas`), then filled by
-    iterative stratification (Sechidis et al. 2011, alg. 1) at the level of patients: the rarest
-    label is shared out first, present and absent each counting as one, so that a finding with
-    three patients stands in all three splits where the quotas allow it.
+    Patients are taken by a hash keyed by the seed, those with many images first, so the order
+    of the rows does not matter. The number of patients per split is fixed first (`quotas`), then
+    filled by iterative stratification (Sechidis et al. 2011, alg. 1) at the level of patients:
+    the rarest label is shared out first, present and absent each counting as one, so that a
+    finding with three patients stands in all three splits where the quotas allow it. Within a
+    label the splits take turns in proportion (Sainte-Lague), which spreads the patients with
+    many images as well.
 
     Args:
         labels: ``[rows, F]`` of 1, 0 and NaN; without them the split is by hash alone.
     """
     names, row_of = np.unique(patients, return_inverse=True)
-    order = np.argsort([_rank(str(name), seed) for name in names])
+    # By powers of two: exact counts would leave the seed nothing to vary.
+    many = np.log2(np.bincount(row_of)).astype(int)
+    order = np.lexsort((np.array([_rank(str(name), seed) for name in names]), -many))
     carried = _carried(labels, row_of, len(names))[order]
     chosen = np.empty(len(names), dtype=np.int64)
     chosen[order] = _stratify(carried, quotas(len(names), fractions), fractions)
@@ -91,24 +95,19 @@ def _stratify(
     carried: NDArray[np.bool_], room: NDArray[np.int64], fractions: Sequence[float]
 ) -> NDArray[np.int64]:
     """Fill the room of each split, rarest label first; returns the split of each patient."""
-    room = room.copy()
-    want = np.array([quotas(int(n), fractions) for n in carried.sum(axis=0)]).reshape(-1, len(room))
-    chosen = np.full(len(carried), -1, dtype=np.int64)
     left = carried.sum(axis=0)
-    while True:
-        open_labels = np.flatnonzero(left > 0)
-        if len(open_labels):
-            label = open_labels[np.argmin(left[open_labels])]
-            members = np.flatnonzero(carried[:, label] & (chosen < 0))
-        else:
-            label, members = None, np.flatnonzero(chosen < 0)
+    share = np.array([quotas(int(n), fractions) for n in left]).reshape(-1, len(room))  # [2F, splits]
+    want, free = share.copy(), room.copy()
+    chosen = np.full(len(carried), -1, dtype=np.int64)
+    while (chosen < 0).any():
+        rarest = int(np.argmin(np.where(left > 0, left, len(carried) + 1))) if left.any() else -1
+        members = np.flatnonzero((chosen < 0) & (carried[:, rarest] if left.any() else True))
         for patient in members:
-            need = room if label is None else want[label]
-            ranked = np.lexsort((-room, -need))
-            split = next(int(s) for s in ranked if room[s] > 0)
+            need, quota = (free, room) if rarest < 0 else (want[rarest], share[rarest])
+            turn = np.where(quota > 0, (need - 0.5) / np.maximum(quota, 1), -np.inf)
+            split = max(np.flatnonzero(free > 0), key=lambda s: (turn[s], free[s]))
             chosen[patient] = split
-            room[split] -= 1
+            free[split] -= 1
             want[carried[patient], split] -= 1
             left -= carried[patient]
-        if label is None:
-            return chosen
+    return chosen

@@ -14,12 +14,13 @@ from client.data.columns import Text, column, matches, read_columns, years
 from client.data.labels import read_labels
 from client.data.split import SPLITS, check_split
 from client.site import ColumnsConfig, SiteConfig
-from common.errors import SplitError, TableError, closest
+from common.errors import SplitError, TableError
 from common.findings import canonical
 
 _log = logging.getLogger(__name__)
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
+_MAYBE_DICOM = {".dcm", ".dicom", ""}
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,27 @@ def read_studies(site: SiteConfig, findings: Sequence[str]) -> StudyTable:
     if not site.data.root.is_dir():
         raise TableError("site.toml: data.root is not a folder", found=str(site.data.root))
     wanted = tuple(canonical(finding) for finding in findings)
-    rows = len(next(iter(columns.values())))
+    names = site.columns
+    path = column(columns, names.path, "columns.path", name)
+    patient = column(columns, names.patient, "columns.patient", name)
+    view = _optional(columns, names, "view", name)
+    rows, removed = _kept(columns, path, view, site)
     table = StudyTable(
         findings=wanted,
-        path=column(columns, site.columns.path, "columns.path", name),
-        patient=column(columns, site.columns.patient, "columns.patient", name),
-        study=_optional(columns, site.columns, "study", name),
-        view=_optional(columns, site.columns, "view", name),
-        age=years(_optional(columns, site.columns, "age", name)),
-        sex=_sexes(_optional(columns, site.columns, "sex", name)),
-        labels=read_labels(columns, site, wanted, name),
-        strata=read_labels(columns, site, tuple(site.labels), name),
+        path=path[rows],
+        patient=patient[rows],
+        study=_optional(columns, names, "study", name)[rows],
+        view=view[rows],
+        age=years(_optional(columns, names, "age", name)[rows]),
+        sex=_sexes(_optional(columns, names, "sex", name)[rows]),
+        labels=read_labels(columns, rows, site, wanted),
+        strata=read_labels(columns, rows, site, tuple(site.labels)),
+        removed=removed,
     )
-    table, number = _filtered(table, np.arange(1, rows + 1), columns, site)
-    if _has(columns, site.columns, "split"):
-        table = replace(table, split=_splits(columns[site.columns.split], number))
+    number = rows + 1
+    if names.split in columns or "split" in names.model_fields_set:
+        split = column(columns, names.split, "columns.split", name)
+        table = replace(table, split=_splits(split[rows], number))
     table, number = _quarantined(table, number, site.data.root)
     _check_distinct(table.path, number, name)
     if table.split is not None:
@@ -96,13 +103,9 @@ def read_studies(site: SiteConfig, findings: Sequence[str]) -> StudyTable:
     return table
 
 
-def _has(columns: Mapping[str, Text], names: ColumnsConfig, key: str) -> bool:
-    return getattr(names, key) in columns
-
-
 def _optional(columns: Mapping[str, Text], names: ColumnsConfig, key: str, table: str) -> Text:
     """Return a column that may be absent, unless site.toml names it."""
-    if not _has(columns, names, key) and key not in names.model_fields_set:
+    if getattr(names, key) not in columns and key not in names.model_fields_set:
         return np.full(len(next(iter(columns.values()))), "", dtype=np.str_)
     return column(columns, getattr(names, key), f"columns.{key}", table)
 
@@ -112,35 +115,32 @@ def _sexes(cells: Text) -> Text:
     return np.select([np.isin(words, ("M", "MALE")), np.isin(words, ("F", "FEMALE"))], ["M", "F"], "")
 
 
-def _filtered(
-    table: StudyTable, number: NDArray[np.int64], columns: Mapping[str, Text], site: SiteConfig
-) -> tuple[StudyTable, NDArray[np.int64]]:
+def _kept(
+    columns: Mapping[str, Text], path: Text, view: Text, site: SiteConfig
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Apply the filters; returns the rows kept and how many each filter removed."""
     name = site.data.table.name
-    keep = np.ones(len(table), dtype=bool)
+    keep = np.ones(len(path), dtype=bool)
     removed: dict[str, int] = {}
     for key, values in site.filter.items():
-        if key not in columns:
-            raise TableError(
-                f"site.toml: filter column {key!r} is not in {name}", fix=closest(key, columns)
-            )
-        keep, removed[key] = _narrow(keep, matches(columns[key], values))
+        told = matches(column(columns, key, f"filter.{key}", name), values)
+        keep, removed[key] = _narrow(keep, told)
     if site.data.views:
-        dicom = np.array([PurePosixPath(path).suffix.lower() in {".dcm", ".dicom", ""} for path in table.path])
-        if not (table.view != "").any() and not dicom[keep].all():
+        dicom = np.array([PurePosixPath(file).suffix.lower() in _MAYBE_DICOM for file in path])
+        if not (view != "").any() and not dicom[keep].all():
             raise TableError(
                 f"{name} does not say which images are {' or '.join(site.data.views)}",
                 fix='set columns.view, or data.views = "any" if every image may be used',
             )
         # A DICOM file without a view in the table is judged by its own tag once it is read.
-        told = is_view(table.view, site.data.views) | ((table.view == "") & dicom)
-        keep, removed["views"] = _narrow(keep, told)
+        keep, removed["views"] = _narrow(keep, is_view(view, site.data.views) | ((view == "") & dicom))
     if not keep.any():
         raise TableError(
-            f"no row of {name} is left of {len(table)}",
+            f"no row of {name} is left of {len(path)}",
             found=", ".join(f"{key} removed {count}" for key, count in removed.items()),
             fix="widen [filter] or data.views in site.toml",
         )
-    return replace(table.take(keep), removed=removed), number[keep]
+    return np.flatnonzero(keep), removed
 
 
 def _narrow(keep: NDArray[np.bool_], told: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
@@ -153,7 +153,7 @@ def is_view(view: Text, wanted: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def _splits(cells: Text, number: NDArray[np.int64]) -> Text:
-    lowered = np.char.lower(cells[number - 1])
+    lowered = np.char.lower(cells)
     unknown = ~np.isin(lowered, list(_SPLIT_NAMES))
     if unknown.any():
         raise SplitError(
@@ -171,9 +171,7 @@ def _quarantined(
     counts = {"E_PATH": int((~inside).sum()), "E_PATIENT": int((inside & ~known).sum())}
     good = inside & known
     plain = np.array([str(PurePosixPath(str(path))) for path in table.path[good]], dtype=np.str_)
-    kept = replace(
-        table.take(good), path=plain, quarantined={code: n for code, n in counts.items() if n}
-    )
+    kept = replace(table.take(good), path=plain, quarantined={code: n for code, n in counts.items() if n})
     return kept, number[good]
 
 

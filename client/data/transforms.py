@@ -46,7 +46,7 @@ def standardise(image: NDArray[np.float32], size: int, fit: Fit = "crop") -> NDA
         top, left = (size - inner_h) // 2, (size - inner_w) // 2
         square = np.zeros((size, size), dtype=np.float32)
         square[top : top + inner_h, left : left + inner_w] = inner
-    return np.rint(np.clip(square, 0.0, 1.0) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(square, 0.0, 1.0) * 255), dtype=np.uint8)
 
 
 def to_float(batch: Tensor) -> Tensor:
@@ -73,7 +73,8 @@ def augment(batch: Tensor, strength: float, generator: torch.Generator, *, flip:
     moved = grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
     gain = (1 + contrast * MAX_TONE).view(-1, 1, 1, 1)
-    return ((moved - mean) * gain + mean + (light * MAX_TONE).view(-1, 1, 1, 1)).clamp(0, 1)
+    toned: Tensor = (moved - mean) * gain + mean + (light * MAX_TONE).view(-1, 1, 1, 1)
+    return toned.clamp(0, 1)
 
 
 def _affine(degrees: Tensor, scale: Tensor, right: Tensor, down: Tensor) -> Tensor:
@@ -93,4 +94,5 @@ def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float], channe
     grey = to_float(batch) if batch.dtype == torch.uint8 else batch
     centre = torch.tensor(mean, dtype=grey.dtype, device=grey.device).view(1, -1, 1, 1)
     spread = torch.tensor(std, dtype=grey.dtype, device=grey.device).view(1, -1, 1, 1)
-    return (grey.expand(-1, channels, -1, -1) - centre) / spread
+    images: Tensor = (grey.expand(-1, channels, -1, -1) - centre) / spread
+    return images

@@ -27,6 +27,9 @@ from common.pet.targets import QKV_PARTS, SplitQKV, is_final_norm
 EMBEDDED = "vit_micro_patch8_96.safetensors"
 """Our own small ViT, pretrained on procedural radiographs; its card lies beside it."""
 
+EMBEDDED_MEAN, EMBEDDED_STD = 0.5, 0.25
+"""Grey-value statistics the embedded backbone was pretrained with."""
+
 _WRAPPING = re.compile(r"\.(base_layer|default)(?=\.|$)")
 _QKV_PART = re.compile(rf"\.qkv\.({'|'.join(QKV_PARTS)})\.")
 
@@ -51,6 +54,7 @@ class CxrModel:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.net, self.mean, self.std = _base(config)
+        self.channels = len(self.mean)
         self.head_name: str = self.net.pretrained_cfg["classifier"]
         self.arch = architecture_of(self.net)
         self.findings = config.data.findings
@@ -208,7 +212,7 @@ def build_model(config: RunConfig) -> CxrModel:
     return CxrModel(config)
 
 
-def _base(config: RunConfig) -> tuple[Any, Tensor, Tensor]:
+def _base(config: RunConfig) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     model, size = config.model, config.data.image_size
     kwargs: dict[str, Any] = {"pretrained": False, "num_classes": len(config.data.findings)}
     if model.backbone == "embedded":
@@ -237,11 +241,9 @@ def _base(config: RunConfig) -> tuple[Any, Tensor, Tensor]:
     elif model.backbone == "embedded":
         with as_file(files("common.model") / "embedded" / EMBEDDED) as path:
             load_weights(net, path, head)
-    statistics = (0.5, 0.25) if model.backbone == "embedded" else None
-    mean = [statistics[0]] if statistics else net.pretrained_cfg["mean"]
-    std = [statistics[1]] if statistics else net.pretrained_cfg["std"]
-    shape = (1, -1, 1, 1)
-    return net, torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape)
+    if model.backbone == "embedded":
+        return net, (EMBEDDED_MEAN,), (EMBEDDED_STD,)
+    return net, tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
 
 
 def _create(name: str, kwargs: dict[str, Any], size: int, seed: int) -> Any:

@@ -91,12 +91,12 @@ def draw_anatomy(
     habitus = float(np.clip(p[0], -2, 2.5))  # lean to heavy
     breath = float(np.clip(0.05 * q[0] - (0.075 if ap else 0.0) - 0.012 * habitus, -0.2, 0.11))
     ap_heart = 1.09 if ap else 1.0
-    chest = (0.655 + 0.028 * p[1]) * (0.97 if female else 1.0)
+    chest = (0.655 + 0.028 * p[1] + 0.012 * habitus) * (0.97 if female else 1.0)
     heart = np.exp(0.075 * p[2] + 0.035 * old + 0.02 * habitus) * ap_heart * (1 - 0.5 * breath)
     rib_gap = 0.128 + 0.004 * p[3] + 0.06 * breath
     return Anatomy(
         pose=Pose(
-            scale=float(np.clip((1.05 + 0.045 * p[4] + 0.025 * q[1]) * (0.98 + 0.02 * small), 0.88, 1.22)),
+            scale=float(np.clip((1.16 + 0.05 * p[4] + 0.025 * q[1]) * (0.98 + 0.02 * small), 0.98, 1.36)),
             dx=float(0.025 * q[2]),
             dy=float(0.03 * q[3] + 0.04),
             roll=float((0.035 if ap else 0.014) * q[4]),
@@ -110,34 +110,38 @@ def draw_anatomy(
         shoulder=float(-0.90 + 0.035 * p[6] - (0.05 if ap else 0.0) + 0.02 * q[6]),
         slope=float(0.36 + 0.06 * p[7] - (0.07 if ap else 0.0)),
         abduction=float(0.20 + 0.09 * q[7]),
-        breast=float(np.clip(0.14 + 0.05 * habitus + 0.05 * p[8], 0.03, 0.36)) if female else float(max(0.03 * habitus, 0)),
+        breast=float(np.clip(0.17 + 0.05 * habitus + 0.06 * p[8], 0.04, 0.36))
+        if female
+        else float(max(0.03 * habitus, 0)),
         breast_y=float(0.24 + 0.05 * p[9] + 0.04 * old),
         chest=float(chest),
         cavity=float(0.88 + 0.04 * p[10] + 0.03 * old),
-        apex=float(-0.735 + 0.025 * p[11]),
+        apex=float(-0.735 + 0.03 * p[11] + 0.012 * habitus),
         base=float(0.30 + 0.05 * p[12] + 0.3 * breath),
-        squareness=float(3.0 + 0.28 * p[13]),
+        squareness=float(3.0 + 0.35 * p[13]),
         dome_right=float(0.37 + 0.035 * p[14] + breath),
         dome_left=float(0.415 + 0.035 * p[14] + 0.02 * p[15] + breath),
         sulcus=float(0.19 + 0.03 * p[16] + 0.35 * breath),
         heart_left=float(0.385 * small * heart * (1 + 0.05 * p[17])),
         heart_right=float(0.175 * small * heart * (1 + 0.07 * p[18])),
         heart_y=float(0.185 + 0.02 * p[19] + 0.55 * breath),
-        heart_tilt=float(0.70 + 0.09 * p[20] - 0.12 * habitus - 0.7 * breath * -1.0),
+        heart_tilt=float(0.70 + 0.09 * p[20] - 0.12 * habitus + 0.7 * breath),
         heart_height=float(0.335 * (heart**0.5) * (1 + 0.04 * p[21])),
-        heart_depth=float(0.56 + 0.04 * p[22]),
+        heart_depth=float(0.64 + 0.04 * p[22]),
         knob=float(np.clip(0.072 + 0.012 * old + 0.008 * p[23], 0.05, 0.115)),
         trunk=float(np.clip(0.085 + 0.008 * p[24] - 0.006 * old, 0.05, 0.12)),
         mediastinum=float(0.105 + 0.008 * p[25] + 0.006 * habitus + (0.012 if ap else 0.0)),
         shift=float(0.012 * p[26]),
         hilum=float(1.0 + 0.12 * p[27]),
-        vessels=float(np.exp(0.13 * p[28] + 0.06 * q[8] - 0.8 * breath * 0.5)),
+        vessels=float(np.exp(0.16 * p[28] + 0.06 * q[8] - 0.4 * breath)),
         cephalised=float(0.10 if ap else 0.0),
         rib_y=float(-0.735 + 0.02 * p[29]),
         rib_gap=float(rib_gap),
-        rib_slope=float(0.30 + 0.04 * p[30] + 0.03 * old - 0.2 * breath * -1.0),
+        rib_slope=float(0.30 + 0.04 * p[30] + 0.03 * old + 0.2 * breath),
         rib_radius=float(0.0315 + 0.002 * p[31]) * small,
-        bone=float(np.clip(1.0 - 0.13 * max(old, 0) - (0.06 * max(old, 0) if female else 0) + 0.1 * p[32], 0.6, 1.3)),
+        bone=float(
+            np.clip(1.0 - 0.13 * max(old, 0) - (0.06 * max(old, 0) if female else 0) + 0.1 * p[32], 0.6, 1.3)
+        ),
         spine=float(0.085 + 0.005 * p[33]) * small,
         clavicle=float(-0.50 + 0.025 * p[34] + (-0.05 if ap else 0.0) + 0.015 * q[9]),
         scapula=float((0.0 if ap else 0.13) + 0.03 * q[10] + 0.02 * p[35]),

@@ -17,8 +17,10 @@ def body(grid: Grid, a: Anatomy) -> Map:
     # A quarter circle of depth below the skin line: thin at the trapezius, full at the chest.
     ridge = np.sqrt(below * (2 - below))
     flank = np.float32(a.width) + np.float32(0.05) * rise(y - 0.45, 0.5)
-    trunk = np.float32(a.depth) * ridge * round_edge(1 - (x / flank) ** 4, 3.5 * grid.pixel)
-    girdle = round_edge(1 - (x / np.float32(1.22)) ** 4, 0.05) * rise(0.12 - y + 0.35 * (x - 0.8), 0.34)
+    trunk = np.float32(a.depth) * ridge * round_edge(1 - ((x / flank) ** 2) ** 2, 3.5 * grid.pixel)
+    girdle = round_edge(1 - ((x / np.float32(1.22)) ** 2) ** 2, 0.05) * rise(
+        0.12 - y + 0.35 * (x - 0.8), 0.34
+    )
     girdle = np.float32(0.84 * a.depth) * ridge * girdle
     neck = round_edge(1 - (x / np.float32(0.25 + 0.08 * (a.width - 0.85))) ** 2, 0.1)
     neck = np.float32(0.78) * neck * rise(-0.50 - y, 0.25)
@@ -37,7 +39,7 @@ def breasts(grid: Grid, a: Anatomy) -> Map:
     for side in (-1.0, 1.0):
         inside = ellipse(grid, side * (0.40 + 0.12 * a.breast), a.breast_y, size * 1.12, size)
         lift = rise(grid.y - np.float32(a.breast_y - 0.15), 0.32)
-        total += a.breast * round_edge(inside, 0.12) * (0.25 + 0.75 * lift)
+        total += np.float32(0.85 * a.breast) * round_edge(inside, 0.30) * (0.25 + 0.70 * lift)
     return total
 
 
@@ -60,6 +62,8 @@ def cavity(grid: Grid, a: Anatomy) -> Map:
     _, inside = chest_wall(grid, a)
     shallow = np.clip((grid.y - np.float32(a.apex)) / np.float32(0.62), 0, 1)
     arch = np.float32(0.45) + np.float32(0.55) * np.sqrt(shallow * (2 - shallow))
+    # Root tissue and paraspinal muscle leave less air beside the spine.
+    arch = arch * (1 - np.float32(0.17) * np.exp(grid.x * grid.x * np.float32(-28)))
     return np.float32(a.cavity) * arch * positive(inside, 3.0 * grid.pixel) ** np.float32(0.42)
 
 
@@ -72,15 +76,15 @@ def dome(grid: Grid, a: Anatomy, side: int) -> Map:
     return np.float32(level) + a.sulcus * lateral ** np.float32(2.3) + np.float32(0.09) * medial**2
 
 
-def below_diaphragm(grid: Grid, a: Anatomy) -> tuple[Map, Map]:
-    """Share of the cavity lost below the domes, and depth below the dome."""
+def below_diaphragm(grid: Grid, a: Anatomy) -> Map:
+    """Share of the cavity's air lost below the domes."""
     left = rise(grid.x - np.float32(a.shift), 0.08)
     level = left * dome(grid, a, 1) + (1 - left) * dome(grid, a, -1)
     depth = grid.y - level
     full = rise(depth, 0.9 * grid.pixel + 0.008)
     # The posterior recess keeps a little lung behind the dome.
     recess = np.float32(0.16) * np.exp(-np.maximum(depth, 0) / np.float32(0.07))
-    return full * (1 - recess), depth
+    return full * (1 - recess)
 
 
 def mediastinum(grid: Grid, a: Anatomy) -> Map:
@@ -88,8 +92,13 @@ def mediastinum(grid: Grid, a: Anatomy) -> Map:
     cx = a.shift + 0.22 * a.turn
     reach = a.heart_left * 0.62
     left = ellipsoid(
-        grid, cx + a.heart_left - reach, a.heart_y + 0.08, reach * 1.08, a.heart_height * 0.90,
-        a.heart_depth, a.heart_tilt,
+        grid,
+        cx + a.heart_left - reach,
+        a.heart_y + 0.08,
+        reach * 1.08,
+        a.heart_height * 0.90,
+        a.heart_depth,
+        a.heart_tilt,
     )
     right = ellipsoid(
         grid, cx - a.heart_right + 0.19, a.heart_y + 0.06, 0.19, a.heart_height, 0.85 * a.heart_depth
@@ -99,14 +108,16 @@ def mediastinum(grid: Grid, a: Anatomy) -> Map:
     )
     x = grid.x - np.float32(cx)
     flare = np.float32(a.mediastinum) * (1 + np.float32(0.5) * rise(-0.48 - grid.y, 0.2))
-    column = round_edge(1 - np.abs(x / flare) ** 3, 2.5 * grid.pixel / a.mediastinum)
+    column = round_edge(1 - np.abs(x / flare) * (x / flare) ** 2, 2.5 * grid.pixel / a.mediastinum)
     column = np.float32(0.50) * column
     arch = ellipsoid(grid, cx + 0.075 + a.knob * 0.45, -0.315, a.knob, a.knob * 1.05, 0.36)
     trunk = ellipsoid(grid, cx + 0.10, -0.10, a.trunk, 0.15, 0.34, -0.25)
     cava = ellipsoid(grid, cx - 0.045, -0.20, a.mediastinum * 0.98, 0.28, 0.34)
     # The descending aorta follows the spine on the left, behind the heart.
     bend = np.float32(cx + 0.035 + 0.35 * a.knob) + np.float32(0.03) * np.sin(2.2 * grid.y)
-    aorta = np.float32(0.17) * round_edge(1 - ((grid.x - bend) / np.float32(0.075)) ** 2, 2 * grid.pixel / 0.075)
+    aorta = np.float32(0.17) * round_edge(
+        1 - ((grid.x - bend) / np.float32(0.075)) ** 2, 2 * grid.pixel / 0.075
+    )
     aorta = aorta * rise(grid.y + 0.36, 0.08)
     return blend(left, right, core, column, arch, trunk, cava) + np.float32(0.5) * aorta
 
@@ -114,14 +125,15 @@ def mediastinum(grid: Grid, a: Anatomy) -> Map:
 def airway(grid: Grid, a: Anatomy) -> Map:
     """Air in the trachea and the main bronchi."""
     drift = np.float32(0.6 * a.shift + 0.3 * a.turn)
-    y = np.linspace(-1.1, -0.25, 60, dtype=np.float32)
+    points = max(60, grid.size)
+    y = np.linspace(-1.1, -0.25, points, dtype=np.float32)
     x = drift + np.float32(0.02) * np.clip((y + 0.6) / 0.3, 0, 1) * -0.8
-    t = np.linspace(0, 1, 60, dtype=np.float32)
+    t = np.linspace(0, 1, points, dtype=np.float32)
     right = (x[-1] - 0.16 * t, -0.25 + 0.16 * t)
     left = (x[-1] + 0.20 * t, -0.25 + 0.13 * t)
     xs, ys = np.stack([x, right[0], left[0]]), np.stack([y, right[1], left[1]])
-    radius = np.stack([np.full(60, 0.040), 0.032 - 0.01 * t, 0.028 - 0.01 * t]).astype(np.float32)
-    return grid.tube(xs, ys, radius, np.array([[0.075], [0.045], [0.04]], np.float32))
+    radius = np.stack([np.full(points, 0.040), 0.032 - 0.01 * t, 0.028 - 0.01 * t]).astype(np.float32)
+    return grid.splat(grid.tube(xs, ys, radius, np.array([[0.13], [0.075], [0.07]], np.float32)))
 
 
 def stomach(grid: Grid, a: Anatomy) -> Map:

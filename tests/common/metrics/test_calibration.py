@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,10 +38,9 @@ def test_ece_is_the_gap_of_scikit_learns_reliability_curve(case):
     p, y = case
     present, said = calibration_curve(y, p, n_bins=BINS)
     edges = np.linspace(0, 1, BINS + 1)
-    held = np.array([
-        ((p > low) | ((p == 0) & (low == 0))) & (p <= high)
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
-    ]).sum(axis=1)
+    held = np.array(
+        [((p > low) | ((p == 0) & (low == 0))) & (p <= high) for low, high in pairwise(edges)]
+    ).sum(axis=1)
     share = held[held > 0] / p.size
     assert ece(p, y) == pytest.approx(float(np.sum(share * np.abs(present - said))), abs=1e-9)
 

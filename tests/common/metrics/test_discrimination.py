@@ -21,9 +21,9 @@ from common.metrics.discrimination import (
 
 
 @st.composite
-def scored(draw, size=st.integers(2, 40)):
+def scored(draw):
     """Scores on a coarse grid (so that many tie) with labels of both classes."""
-    n = draw(size)
+    n = draw(st.integers(2, 40))
     scores = draw(arrays(np.float64, n, elements=st.integers(0, 6).map(lambda i: i / 6)))
     labels = draw(arrays(np.float64, n, elements=st.sampled_from([0.0, 1.0])))
     labels[:2] = [0.0, 1.0]

@@ -86,7 +86,7 @@ def training_rounds(sites=tuple(SITES), rounds=ROUNDS):
         if number == 9 and len(sites) > 1:
             rejected, missing, status = {}, tuple(sites[1:]), "abandoned"
         returned = tuple(s for s in sites if s not in rejected and s not in missing)
-        level = {site: 0.68 + 0.02 * i for i, site in enumerate(sites)}
+        level = {site: 0.68 + 0.02 * (i % 5) for i, site in enumerate(sites)}
         parts.append(
             RoundPart(
                 round=number, status=status, cohort=sites, returned=returned, missing=missing,

@@ -1,0 +1,67 @@
+"""A site's own baseline: the same training, rounds and selection, without any other site."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from client.data.dataset import SiteData
+from client.evaluate import macro_auroc, predict
+from client.prefix_cache import StudyInputs
+from client.train import train_round
+from common.adapter import AdapterState
+from common.files import write_atomic
+from common.model.build import CxrModel
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The adapter a site reaches alone."""
+
+    state: AdapterState
+    steps: int
+    rounds_kept: int
+    """Rounds of training in the adapter that was kept."""
+
+
+def train_local(
+    model: CxrModel, data: SiteData, inputs: StudyInputs, site: str, file: Path, plan: str
+) -> Baseline:
+    """Train alone for as many rounds, epochs and steps as in the federation, and keep the result.
+
+    With ``rounds.select = "best-validation"`` the best round on the site's validation studies is
+    kept, as the federation does. A baseline of the same plan found on disk is used as it is.
+    """
+    if (known := load_local(file, plan)) is not None:
+        return known
+    config, indices = model.config, data.splits["validation"]
+    state, steps = model.initial_state(), 0
+    best: tuple[float, AdapterState, int] | None = None
+    for round_number in range(1, config.rounds.count + 1):
+        result = train_round(model, data, inputs, state, round_number, site)
+        state, steps = result.state, steps + result.steps
+        model.load(state)
+        score = macro_auroc(predict(model, inputs, indices), data.labels[indices])
+        if score is not None and (best is None or score > best[0]):
+            best = (score, state, round_number)
+    kept = Baseline(state, steps, config.rounds.count)
+    if best and config.rounds.select == "best-validation":
+        kept = Baseline(best[1], steps, best[2])
+    facts = {"plan": plan, "facts": json.dumps([kept.steps, kept.rounds_kept])}
+    write_atomic(file, kept.state.to_bytes(facts))
+    return kept
+
+
+def load_local(file: Path, plan: str) -> Baseline | None:
+    """Return the baseline on disk if it is this plan's."""
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as opened:
+        facts = opened.metadata() or {}
+    if facts.get("plan") != plan:
+        return None
+    steps, rounds_kept = json.loads(facts["facts"])
+    return Baseline(AdapterState.from_bytes(file.read_bytes()), steps, rounds_kept)

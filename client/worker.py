@@ -1,0 +1,236 @@
+"""The resident site worker: it holds base, data and caches, and answers one instruction at a time.
+
+The same object serves a simulation (called in-process) and a hospital (behind a local socket).
+Nothing about a failure leaves the site but its code; the words go to the site's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.data.dataset import SiteData, load_site_data
+from client.evaluate import macro_auroc, measure, predict
+from client.local import load_local, train_local
+from client.prefix_cache import StudyInputs
+from client.site import SiteConfig
+from client.train import train_round
+from common.adapter import AdapterState
+from common.codec import encode_update
+from common.config import RunConfig, Scalar
+from common.errors import DigestError, FedcxrError, RunError, SchemaError
+from common.model.build import CxrModel, build_model
+from common.model.digest import code_digest
+from common.pet.phase import trained_names
+from common.protocol import Answer, Instruction, Stage, Value, metrics_to_wire
+
+logger = logging.getLogger(__name__)
+
+
+class ModelPool:
+    """One built model per configuration and device, shared by all sites in a process."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, CxrModel] = {}
+
+    def get(self, config: RunConfig, device: torch.device) -> CxrModel:
+        """Return the model of a run, built once; only the newest is kept."""
+        key = f"{config.digest()} {device}"
+        if key not in self._models:
+            self._models = {key: build_model(config).to(device)}
+        return self._models[key]
+
+
+class SiteWorker:
+    """Answers instructions for one site."""
+
+    def __init__(self, site: SiteConfig, pool: ModelPool | None = None) -> None:
+        self.site = site
+        self._pool = pool or ModelPool()
+        self._data: dict[tuple[tuple[str, ...], int, str], SiteData] = {}
+        self._inputs: tuple[CxrModel, StudyInputs] | None = None
+        self._local_scores: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._stages: dict[Stage, Callable[[Instruction, RunConfig], Answer]] = {
+            "enrol": self._enrol,
+            "train": self._train,
+            "local": self._local,
+            "evaluate": self._evaluate,
+        }
+
+    def handle(self, instruction: Instruction, run_config: Mapping[str, Scalar]) -> Answer:
+        """Do what is asked and answer; every failure becomes a code."""
+        try:
+            if instruction.code_digest != code_digest():
+                raise DigestError("this site runs other code than the server", fix="upgrade one")
+            config = RunConfig.from_flat(run_config)
+            return self._stages[instruction.stage](instruction, config)
+        except FedcxrError as error:
+            return self._failed(instruction, error.code, str(error))
+        except Exception:
+            return self._failed(instruction, "E_INTERNAL", traceback.format_exc())
+
+    # ------------------------------------------------------------------ stages
+
+    def _enrol(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Say what this site has: counts only."""
+        data = self._site_data(config)
+        self._model(instruction, config)
+        metrics: dict[str, Value] = {
+            f"{name}-studies": len(data.splits[name]) for name in ("train", "validation", "test")
+        }
+        metrics["patients"] = len(set(data.patients.tolist()))
+        metrics["owned"] = data.owned.astype(int).tolist()
+        for reason, count in data.quarantined.items():
+            metrics[f"quarantined.{reason}"] = count
+        return Answer(self.site.name, metrics=metrics)
+
+    def _train(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Train one round and return the delta of what the round trains."""
+        data = self._site_data(config)
+        model = self._model(instruction, config)
+        inputs = self._study_inputs(model, data)
+        start = self._received(instruction, model)
+        before = time.monotonic()
+        score = self._validate(model, inputs, data, start)
+        strategy = config.strategy
+        result = train_round(
+            model,
+            data,
+            inputs,
+            start,
+            instruction.round,
+            self.site.name,
+            strategy.proximal_mu if strategy.name == "fedprox" else 0.0,
+        )
+        names = trained_names(model.schema, config, instruction.round)
+        delta = {n: result.state.tensors[n] - start.tensors[n] for n in names}
+        flat = model.schema.select(names).pack(delta)
+        labelled = data.labels[data.splits["train"]]
+        metrics: dict[str, Value] = {
+            "num-examples": int((~np.isnan(labelled).all(axis=1)).sum()),
+            "labelled": (~np.isnan(labelled)).sum(axis=0).astype(int).tolist(),
+            "loss": round(result.loss, 6),
+            "steps": result.steps,
+            "seconds": round(time.monotonic() - before, 3),
+        }
+        if score is not None:
+            metrics["validation-auroc"] = round(score, 3)
+        return Answer(self.site.name, update=encode_update(flat, config.wire), metrics=metrics)
+
+    def _local(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Train this site's own baseline; it stays here."""
+        data = self._site_data(config)
+        model = self._model(instruction, config)
+        inputs = self._study_inputs(model, data)
+        file = self._local_file(instruction)
+        baseline = train_local(model, data, inputs, self.site.name, file, instruction.plan_digest)
+        metrics: dict[str, Value] = {
+            "steps": baseline.steps,
+            "rounds-kept": baseline.rounds_kept,
+        }
+        return Answer(self.site.name, metrics=metrics)
+
+    def _evaluate(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Measure a model on this site's validation or test studies."""
+        data = self._site_data(config)
+        model = self._model(instruction, config)
+        inputs = self._study_inputs(model, data)
+        indices = data.splits[instruction.split]
+        local = self._own_scores(instruction, model, inputs, indices)
+        if instruction.arm == "local":
+            if local is None:
+                raise RunError("this site has no local baseline of this plan to evaluate")
+            scores, reference = local, None
+        else:
+            model.load(self._received(instruction, model))
+            scores, reference = predict(model, inputs, indices), local
+        metrics, gains = measure(
+            scores,
+            reference,
+            data,
+            indices,
+            config.evaluate,
+            config.seed,
+            self.site.name,
+            self.site.evaluate.min_cell,
+        )
+        return Answer(self.site.name, metrics=metrics_to_wire(metrics, gains))
+
+    # ------------------------------------------------------------------ what it holds
+
+    def _site_data(self, config: RunConfig) -> SiteData:
+        key = (config.data.findings, config.data.image_size, config.data.fit)
+        if key not in self._data:
+            self._data = {key: load_site_data(self.site, *key)}
+        return self._data[key]
+
+    def _model(self, instruction: Instruction, config: RunConfig) -> CxrModel:
+        if self.site.device.threads:
+            torch.set_num_threads(self.site.device.threads)
+        model = self._pool.get(config, _device(self.site.device.name))
+        if model.base_digest != instruction.base_digest:
+            raise DigestError(
+                "the base here differs from the plan's",
+                found=f"{model.base_digest[:12]}, expected {instruction.base_digest[:12]}",
+                fix="install the weights the plan names",
+            )
+        return model
+
+    def _study_inputs(self, model: CxrModel, data: SiteData) -> StudyInputs:
+        if self._inputs is None or self._inputs[0] is not model:
+            self._inputs = (model, StudyInputs(model, data, model.config.train))
+        return self._inputs[1]
+
+    def _received(self, instruction: Instruction, model: CxrModel) -> AdapterState:
+        if instruction.adapter is None:
+            raise SchemaError("the instruction carries no adapter")
+        return AdapterState.join(model.schema.unpack(instruction.adapter), instruction.residual)
+
+    def _validate(
+        self, model: CxrModel, inputs: StudyInputs, data: SiteData, state: AdapterState
+    ) -> float | None:
+        model.load(state)
+        indices = data.splits["validation"]
+        return macro_auroc(predict(model, inputs, indices), data.labels[indices])
+
+    def _own_scores(
+        self,
+        instruction: Instruction,
+        model: CxrModel,
+        inputs: StudyInputs,
+        indices: NDArray[np.int64],
+    ) -> NDArray[np.float32] | None:
+        """Probabilities of this site's local baseline, kept for paired comparisons."""
+        key = (instruction.plan_digest, instruction.split)
+        if key not in self._local_scores:
+            baseline = load_local(self._local_file(instruction), instruction.plan_digest)
+            if baseline is None:
+                return None
+            model.load(baseline.state)
+            self._local_scores[key] = predict(model, inputs, indices)
+        return self._local_scores[key]
+
+    def _local_file(self, instruction: Instruction) -> Path:
+        return self.site.data.state / f"local-{instruction.plan_digest[:16]}.safetensors"
+
+    def _failed(self, instruction: Instruction, code: str, words: str) -> Answer:
+        """Write the words to this site's own log and let only the code out."""
+        log = self.site.data.state / "site.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {instruction.stage}\n{words}\n")
+        logger.warning("%s refused with %s", instruction.stage, code)
+        return Answer(self.site.name, code=code)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

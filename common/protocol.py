@@ -1,0 +1,139 @@
+"""What the server asks and a site answers: records, keys and message types, without any transport.
+
+A site's answer holds at most one update (the delta from the adapter it received) and numbers; an
+error is a stable code and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.metrics.summary import Difference, FindingMetrics, SiteMetrics
+
+Stage = Literal["enrol", "train", "local", "evaluate"]
+Split = Literal["validation", "test"]
+
+MESSAGE_TYPES: Mapping[Stage, str] = {
+    "enrol": "query.enrol",
+    "train": "train.round",
+    "local": "train.local",
+    "evaluate": "evaluate.arm",
+}
+"""Stage -> Flower message type."""
+
+Value = int | float | list[int] | list[float]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One thing a site is asked to do."""
+
+    stage: Stage
+    plan_digest: str
+    code_digest: str
+    base_digest: str
+    round: int = 0
+    adapter: NDArray[np.float32] | None = None
+    """The adapter to start from, flat ``[numel]``; None where the stage needs none."""
+    residual: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """fedex: ``residual:LAYER.left [out, k]`` and ``.right [k, in]``."""
+    arm: str = ""
+    """evaluate: which model this is; ``local`` is the site's own and is not sent."""
+    split: Split = "test"
+    """evaluate: which part of the site's studies."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site sends back."""
+
+    site: str
+    code: str = ""
+    """Empty, or the stable code of what went wrong at the site."""
+    update: NDArray[np.floating] | None = None
+    """train: flat delta of the tensors trained this round."""
+    metrics: Mapping[str, Value] = field(default_factory=dict)
+    """Numbers under kebab-case keys."""
+
+
+def kebab(name: str) -> str:
+    """Turn a Python name into a wire key: ``num_examples`` -> ``num-examples``."""
+    return name.replace("_", "-")
+
+
+_FINDING_FLOATS = ("auroc", "pr_auc", "prevalence", "ece", "brier")
+
+
+def metrics_to_wire(metrics: SiteMetrics, differences: Mapping[str, Difference]) -> dict[str, Value]:
+    """Flatten a site's evaluation; what is undefined is absent, numbers carry 3 decimals.
+
+    ``differences`` are paired gains over the site's local model, by finding or ``macro``.
+    """
+    flat: dict[str, Value] = {"studies": metrics.studies}
+    _put(flat, "macro-auroc", metrics.macro_auroc)
+    _put(flat, "macro-interval", metrics.macro_interval)
+    _put(flat, "macro-se", metrics.macro_se, decimals=4)
+    _put(flat, "pooled-ece", metrics.pooled_ece)
+    for finding, m in metrics.findings.items():
+        flat[f"{finding}.positives"], flat[f"{finding}.negatives"] = m.positives, m.negatives
+        for name in _FINDING_FLOATS:
+            _put(flat, f"{finding}.{kebab(name)}", getattr(m, name))
+        _put(flat, f"{finding}.interval", m.interval)
+    for name, gain in differences.items():
+        flat[f"gain.{name}"] = [round(gain.difference, 3), *(round(v, 3) for v in gain.interval)]
+        _put(flat, f"gain-se.{name}", gain.se, decimals=4)
+    return flat
+
+
+def metrics_from_wire(
+    flat: Mapping[str, Value], findings: Sequence[str]
+) -> tuple[SiteMetrics, dict[str, Difference]]:
+    """Read what ``metrics_to_wire`` wrote."""
+
+    def number(key: str) -> float | None:
+        value = flat.get(key)
+        return None if value is None or isinstance(value, list) else float(value)
+
+    def pair(key: str) -> tuple[float, float] | None:
+        value = flat.get(key)
+        return (float(value[0]), float(value[1])) if isinstance(value, list) else None
+
+    per_finding = {
+        finding: FindingMetrics(
+            **{name: number(f"{finding}.{kebab(name)}") for name in _FINDING_FLOATS},
+            interval=pair(f"{finding}.interval"),
+            positives=int(number(f"{finding}.positives") or 0),
+            negatives=int(number(f"{finding}.negatives") or 0),
+        )
+        for finding in findings
+        if f"{finding}.positives" in flat
+    }
+    metrics = SiteMetrics(
+        studies=int(number("studies") or 0),
+        macro_auroc=number("macro-auroc"),
+        macro_interval=pair("macro-interval"),
+        macro_se=number("macro-se"),
+        pooled_ece=number("pooled-ece"),
+        findings=per_finding,
+    )
+    gains: dict[str, Difference] = {}
+    for name in ("macro", *findings):
+        value = flat.get(f"gain.{name}")
+        if isinstance(value, list):
+            difference, low, high = (float(v) for v in value)
+            gains[name] = Difference(difference, (low, high), number(f"gain-se.{name}") or 0.0)
+    return metrics, gains
+
+
+def _put(
+    flat: dict[str, Value], key: str, value: float | tuple[float, ...] | None, decimals: int = 3
+) -> None:
+    if value is None:
+        return
+    rounded = [round(float(v), decimals) for v in value] if isinstance(value, tuple) else None
+    flat[key] = rounded if rounded is not None else round(float(value), decimals)  # type: ignore[arg-type]

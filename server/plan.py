@@ -1,0 +1,197 @@
+"""A run's stages: enrol, local baselines, training rounds, evaluation, release, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from flwr.serverapp import Grid
+
+from common.adapter import AdapterState
+from common.config import RunConfig, read_toml
+from common.errors import CheckpointError
+from common.files import write_atomic
+from common.model.build import CxrModel, build_model
+from common.model.digest import code_digest
+from common.protocol import Split
+from server.checkpoint import Checkpoint
+from server.exchange import Reply
+from server.federation import Federation
+from server.ledger import Ledger
+from server.release import write_release
+from server.rounds import train_rounds
+from server.strategies.strategy import check_strategy
+
+PACKAGES = ("fedcxr", "flwr", "numpy", "peft", "timm", "torch", "transformers")
+
+
+def run_plan(grid: Grid, config: RunConfig, folder: Path) -> None:
+    """Carry out a run in ``folder``, from wherever it was left.
+
+    Writes plan.toml, ledger.sqlite, checkpoints/ and release/. Every model found in
+    ``folder/arms/NAME.safetensors`` is measured at every site too.
+
+    Raises:
+        ConfigError: if the strategy and the PET method do not go together.
+        CheckpointError: if the folder was started with another plan.
+        QuorumError: if too few sites take part.
+    """
+    check_strategy(config)
+    model = build_model(config)
+    plan_digest = write_plan(config, model.base_digest, folder)
+    ledger = Ledger(folder / "ledger.sqlite")
+    try:
+        _describe(ledger, config, model, plan_digest)
+        federation = Federation(
+            grid, config, plan_digest, model.base_digest, model.schema, ledger
+        )
+        federation.enrol()
+        if config.evaluate.local:
+            _local_stage(federation)
+        rounds = train_rounds(federation, model.initial_state(), folder / "checkpoints")
+        final = evaluate_arm(federation, "federated", rounds[-1].state, "validation")
+        chosen = choose_round(config, rounds, final)
+        text = f"releasing the adapter of round {chosen.round} ({config.rounds.select})"
+        ledger.event("chosen", text, round=chosen.round)
+        _test_stage(federation, chosen.state, folder)
+        digest = write_release(model, chosen.state, folder / "release", plan_digest)
+        ledger.put("released", {"round": chosen.round, "sha256": digest})
+        ledger.event("released", f"adapter {digest[:12]} written to release/", sha256=digest)
+        ledger.event("finished", "run finished")
+    finally:
+        ledger.close()
+
+
+def write_plan(config: RunConfig, base_digest: str, folder: Path) -> str:
+    """Write ``plan.toml``: every resolved value, digests, versions. Returns the plan's digest.
+
+    Raises:
+        CheckpointError: if the folder holds another plan, naming the first value that differs.
+    """
+    identity = {"config": config.to_flat(), "base": base_digest, "code": code_digest()}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    file = folder / "plan.toml"
+    if file.is_file():
+        _same_plan(read_toml(file), config, digest)
+    plan = {
+        "digests": {"plan": digest, "base": base_digest, "code": code_digest()},
+        "versions": versions(),
+        "config": config.to_flat(),
+    }
+    write_atomic(file, tomli_w.dumps(plan).encode())
+    return digest
+
+
+def _same_plan(found: Mapping[str, Any], config: RunConfig, digest: str) -> None:
+    if found["digests"]["plan"] == digest:
+        return
+    mine, theirs = config.to_flat(), found["config"]
+    differing = [key for key in mine if mine[key] != theirs.get(key)]
+    what = f"{differing[0]} = {theirs.get(differing[0])!r}" if differing else "other code or base"
+    wanted = f", now {mine[differing[0]]!r}" if differing else ""
+    raise CheckpointError(
+        "this folder holds a run of another plan",
+        found=what + wanted,
+        fix="use another --out folder, or the settings and code it was started with",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _describe(ledger: Ledger, config: RunConfig, model: CxrModel, plan_digest: str) -> None:
+    ledger.put("config", config.to_flat())
+    ledger.put("plan_digest", plan_digest)
+    ledger.put("code_digest", code_digest())
+    ledger.put("base_digest", model.base_digest)
+    ledger.put("versions", versions())
+    ledger.put("base_parameters", model.base_numel)
+    text = f"plan {plan_digest[:12]}: {config.pet.method} on {config.model.backbone}"
+    ledger.event("plan", text, digest=plan_digest, started=time.time())
+
+
+def _local_stage(federation: Federation) -> None:
+    """Have every site train its own baseline with the same local work."""
+    ledger = federation.ledger
+    steps: dict[str, int] = ledger.get("local_steps") or {}
+    pending = [name for name in federation.sites if name not in steps]
+    if not pending:
+        return
+    ledger.event("stage", f"each of {len(pending)} sites trains alone, to compare with")
+
+    def receive(site: str, reply: Reply) -> None:
+        if reply.code or reply.answer is None:
+            text = f"{site} has no local baseline: {reply.code}"
+            ledger.event("local", text, site=site, code=reply.code)
+            return
+        steps[site] = int(reply.answer.metrics["steps"])  # type: ignore[arg-type]
+        ledger.put("local_steps", steps)
+        ledger.event("local", f"{site} trained alone: {steps[site]} steps", site=site)
+
+    federation.ask(pending, federation.instruction("local"), receive)
+
+
+def evaluate_arm(
+    federation: Federation, arm: str, state: AdapterState | None, split: Split
+) -> dict[str, dict[str, Any]]:
+    """Measure one model at every site; returns site -> metrics as they came over the wire."""
+    results: dict[str, dict[str, Any]] = {}
+    instruction = federation.instruction("evaluate", state=state, arm=arm, split=split)
+
+    def receive(site: str, reply: Reply) -> None:
+        if reply.code or reply.answer is None:
+            text = f"{site} did not measure {arm}: {reply.code}"
+            federation.ledger.event("evaluated", text, site=site, code=reply.code)
+            return
+        results[site] = dict(reply.answer.metrics)
+        federation.ledger.put_evaluation(arm, split, site, results[site])
+
+    federation.ask(list(federation.sites), instruction, receive)
+    return results
+
+
+def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> None:
+    arms: dict[str, AdapterState | None] = {}
+    if federation.config.evaluate.local:
+        arms["local"] = None
+    arms["federated"] = chosen
+    for file in sorted((folder / "arms").glob("*.safetensors")):
+        arms[file.stem] = AdapterState.from_bytes(file.read_bytes())
+    for arm, state in arms.items():
+        results = evaluate_arm(federation, arm, state, "test")
+        scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
+        mean = f"mean test AUROC {np.mean(scores):.3f}" if scores else "no defined AUROC"
+        text = f"{arm}: {mean} over {len(scores)} sites"
+        federation.ledger.event("tested", text, arm=arm)
+
+
+def choose_round(
+    config: RunConfig, rounds: list[Checkpoint], final: Mapping[str, Mapping[str, Any]]
+) -> Checkpoint:
+    """Return the round whose adapter is released.
+
+    ``best-validation`` takes the round with the highest mean validation AUROC, the earlier one
+    on a tie. Sites report the adapter they *received*, so round r's figure arrives in round
+    r + 1; the last round's is ``final``.
+    """
+    if config.rounds.select == "last":
+        return rounds[-1]
+    figures = [list(r.record["validation_before"].values()) for r in rounds[1:]]
+    figures.append([m["macro-auroc"] for m in final.values() if "macro-auroc" in m])
+    means = [float(np.mean(values)) if values else -1.0 for values in figures]
+    return rounds[int(np.argmax(means))] if max(means) >= 0 else rounds[-1]

@@ -1,0 +1,200 @@
+"""Write a run's report: ``report.json`` for programs, ``report.html`` for people.
+
+The page is one file that runs no script and loads nothing; it can be mailed, printed and archived.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from server import report_words as words
+from server.report_schema import Arm, FindingResult, Report
+
+FLOAT_BYTES = 4
+"""Full fine-tuning is taken to send float32."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one site sends in one round, and how many times this run's update that is."""
+
+    name: str
+    bytes: int
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class ThumbnailCell:
+    """The model's AUROC beside a thumbnail's; near where it does not clearly beat it."""
+
+    model: float | None
+    thumbnail: float | None
+    interval: tuple[float, float] | None
+    near: bool
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into ``folder``; return the page's path.
+
+    Each file appears whole or not at all. The JSON comes first, so a page that cannot be drawn
+    never costs the numbers; `read_report` and `write_report` make the page from it later.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "report.json", to_json(report))
+    page = folder / "report.html"
+    _replace(page, render(read_report(folder / "report.json")))
+    return page
+
+
+def to_json(report: Report) -> str:
+    """Return the report as JSON, keys sorted: the same report is the same text."""
+    content = report.model_dump(mode="json", by_alias=True)
+    return json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_report(path: Path) -> Report:
+    """Read a ``report.json``.
+
+    Raises:
+        pydantic.ValidationError: if it is not a report of the schema's version.
+    """
+    return Report.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def render(report: Report) -> str:
+    """Return the page as HTML; every text of the report is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment.get_template("report.html.j2").render(_view(report))
+
+
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "number": words.number,
+    "signed": words.signed,
+    "between": words.between,
+    "between_signed": lambda interval: words.between(interval, words.signed),
+    "size": words.size,
+    "count": lambda n: f"{n / 1e6:.3g} M" if n >= 1e6 else f"{n:,}",
+    "ratio": lambda value: f"{value:,.0f}×" if value >= 10 else f"{value:.2f}×",
+    "words": lambda finding: finding.replace("_", " "),
+}
+
+
+def _view(report: Report) -> dict[str, Any]:
+    """Gather what the templates show beside the report itself."""
+    from server import report_figures as figures
+
+    subject = "federated" if "federated" in report.arms else next(iter(report.arms), "")
+    worse = sorted(report.worse_sites, key=lambda entry: entry.finding != words.MACRO)
+    return {
+        "report": report,
+        "headline": words.headline(report),
+        "counted": words.counted,
+        "findings": words.shown_findings(report),
+        "certain": [entry for entry in worse if entry.certain],
+        "noise": [entry for entry in worse if not entry.certain],
+        "flags": words.chance_flags(report),
+        "work": words.equal_work(report),
+        "events": words.incidents(report),
+        "committed": sum(part.status == "committed" for part in report.rounds),
+        "cohort": list(dict.fromkeys(site for part in report.rounds for site in part.cohort)),
+        "rows": words.by_gain(report),
+        "pair": [name for name in ("local", "federated") if name in report.arms]
+        or list(report.arms)[:2],
+        "details": {site: _details(report, site) for site in words.by_gain(report)},
+        "costs": costs(report),
+        "subject": subject,
+        "thumbnails": _thumbnails(report, report.arms.get(subject)),
+        "figures": {
+            "forest": figures.forest_plot(report),
+            "findings": figures.finding_plot(report),
+            "curves": figures.training_curves(report),
+            "lora": figures.lora_error_curve(report),
+        },
+    }
+
+
+def costs(report: Report) -> list[Cost]:
+    """Compare one site's upload in one round with full fine-tuning's."""
+    sent = report.bytes
+    full = sent.full_model_per_site_round
+    name = "Full fine-tuning"
+    if full is None:
+        full = FLOAT_BYTES * report.model.parameters
+        name += f" ({FLOAT_BYTES} bytes for each parameter, not measured)"
+    payload = sent.payload_per_site_round
+    rows = {
+        "This run: the update": payload,
+        "This run: on the wire": sent.up_per_site_round,
+        name: full,
+    }
+    return [Cost(label, n, n / payload if payload else None) for label, n in rows.items()]
+
+
+def _details(report: Report, site: str) -> dict[str, dict[str, FindingResult]]:
+    """Finding -> arm -> result at one site, for the findings it annotates."""
+    annotated = report.sites[site].findings if site in report.sites else None
+    table: dict[str, dict[str, FindingResult]] = {}
+    for finding in words.shown_findings(report):
+        results = {
+            name: arm.sites[site].findings[finding]
+            for name, arm in report.arms.items()
+            if site in arm.sites and finding in arm.sites[site].findings
+        }
+        if results and (annotated is None or finding in annotated):
+            table[finding] = results
+    return table
+
+
+def _thumbnails(report: Report, arm: Arm | None) -> dict[str, dict[str, ThumbnailCell]]:
+    cells: dict[str, dict[str, ThumbnailCell]] = {}
+    for site, baseline in (report.thumbnail_baseline or {}).items():
+        results = arm.sites[site].findings if arm and site in arm.sites else {}
+        cells[site] = {}
+        for finding in words.shown_findings(report):
+            model, small = results.get(finding), baseline.get(finding)
+            reach = model.interval[0] if model and model.interval else None
+            area = small.auroc if small else None
+            cells[site][finding] = ThumbnailCell(
+                model=model.auroc if model else None,
+                thumbnail=area,
+                interval=small.interval if small else None,
+                near=area is not None and reach is not None and area >= reach,
+            )
+    return cells
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put ``text`` at ``path`` at once: temporary file, fsync, rename, fsync of the folder."""
+    with NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", newline="\n", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,150 @@
+"""The round loop: cohort, deadline, quorum, admission, aggregate, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from common.adapter import AdapterState
+from common.errors import FedcxrError, QuorumError
+from common.pet.phase import trained_names
+from common.protocol import Answer
+from common.seeds import numpy_generator
+from server.admission import admit
+from server.checkpoint import Checkpoint, commit, sound_rounds
+from server.exchange import Reply
+from server.federation import Federation
+from server.strategies.strategy import aggregate
+from server.update import SiteUpdate
+
+
+def train_rounds(federation: Federation, initial: AdapterState, folder: Path) -> list[Checkpoint]:
+    """Run every round that is not yet committed; returns all committed rounds in order.
+
+    A round commits or it did not happen: after a crash the run goes on from the last
+    committed round and, with the same sites, ends in the same bits.
+
+    Raises:
+        QuorumError: if not one round reached its quorum.
+        CheckpointError: if the folder holds another plan's rounds.
+    """
+    done = list(sound_rounds(folder, federation.plan_digest))
+    federation.ledger.reset_rounds([checkpoint.record for checkpoint in done])
+    if done:
+        text = f"resumed after round {done[-1].round}"
+        federation.ledger.event("resumed", text, round=done[-1].round)
+    state, memory = (done[-1].state, done[-1].memory) if done else (initial, {})
+    for number in range(len(done) + 1, federation.config.rounds.count + 1):
+        checkpoint = _one_round(federation, number, state, memory)
+        commit(folder, checkpoint, federation.plan_digest)
+        federation.ledger.put_round(checkpoint.record)
+        federation.ledger.event(
+            "round", _sentence(checkpoint.record), round=number, **checkpoint.record
+        )
+        state, memory = checkpoint.state, checkpoint.memory
+        done.append(checkpoint)
+    if all(checkpoint.record["status"] == "abandoned" for checkpoint in done):
+        raise QuorumError(
+            "no round reached its quorum, so there is no model",
+            found=f"{len(done)} rounds abandoned, quorum {federation.config.rounds.quorum}",
+            fix="see the rejections above; lower rounds.quorum or mend the sites",
+        )
+    return done
+
+
+def _one_round(
+    federation: Federation, number: int, state: AdapterState, memory: dict[str, Tensor]
+) -> Checkpoint:
+    config, ledger = federation.config, federation.ledger
+    cohort = federation.cohort(numpy_generator(config.seed, "cohort", number))
+    schema = federation.schema.select(trained_names(federation.schema, config, number))
+    updates: dict[str, SiteUpdate] = {}
+    rejected: dict[str, str] = {}
+    answers: dict[str, Answer] = {}
+
+    def receive(site: str, reply: Reply) -> None:
+        code = reply.code
+        if reply.answer is not None and not code:
+            try:
+                registered = federation.sites[site].train_studies
+                updates[site] = admit(reply.answer, site, schema, config, registered)
+                answers[site] = reply.answer
+            except FedcxrError as error:
+                code = error.code
+        if code:
+            rejected[site] = code
+            text = f"Round {number}: {site} left out, {code}"
+            ledger.event("rejected", text, round=number, site=site, code=code, up=reply.up)
+            return
+        text = f"Round {number}: {site} returned {_size(reply.up)}, {updates[site].num_examples} studies"
+        ledger.event("returned", text, round=number, site=site, up=reply.up)
+
+    started = time.monotonic()
+    ledger.event("asked", f"Round {number}: asking {len(cohort)} sites", round=number, cohort=cohort)
+    replies, missing, exchange = federation.ask(
+        cohort, federation.instruction("train", number, state), receive
+    )
+    record: dict[str, Any] = {
+        "round": number,
+        "cohort": cohort,
+        "returned": sorted(updates),
+        "missing": missing,
+        "rejected": dict(sorted(rejected.items())),
+        "up": sum(reply.up for reply in replies.values()),
+        "down": exchange.down,
+        "payload": {s: int(answers[s].update.nbytes) for s in sorted(answers)},  # type: ignore[union-attr]
+        "loss": _metric(answers, "loss"),
+        "validation_before": _metric(answers, "validation-auroc"),
+        "steps": _metric(answers, "steps"),
+        "examples": {site: update.num_examples for site, update in sorted(updates.items())},
+        "update_norm": {s: _norm(u.delta) for s, u in sorted(updates.items())},
+        "lora_error": None,
+        "status": "committed" if len(updates) >= config.rounds.quorum else "abandoned",
+    }
+    if record["status"] == "committed":
+        outcome = aggregate(state, list(updates.values()), schema, memory, config)
+        state, memory = outcome.state, outcome.memory
+        record["lora_error"] = outcome.lora_error
+    record["seconds"] = round(time.monotonic() - started, 3)
+    return Checkpoint(number, state, memory, record)
+
+
+def _sentence(record: Mapping[str, Any]) -> str:
+    number, cohort, returned = record["round"], record["cohort"], record["returned"]
+    parts = [f"Round {number}: {len(returned)} of {len(cohort)} sites"]
+    parts += [f"{site} missed the deadline" for site in record["missing"]]
+    parts += [f"{site} left out ({code})" for site, code in record["rejected"].items()]
+    if record["status"] == "abandoned":
+        return ", ".join([*parts, "below quorum: abandoned, the adapter stays as it was"])
+    parts.append(f"{_size(record['up'])} up, {_size(record['down'])} down")
+    scores = record["validation_before"]
+    if scores:
+        before = "start" if number == 1 else f"after round {number - 1}"
+        parts.append(f"validation AUROC {np.mean(list(scores.values())):.3f} ({before})")
+    return ", ".join(parts)
+
+
+def _metric(answers: Mapping[str, Answer], key: str) -> dict[str, Any]:
+    return {s: a.metrics[key] for s, a in sorted(answers.items()) if key in a.metrics}
+
+
+def _norm(delta: Mapping[str, Tensor]) -> float:
+    return float(sum(float(t.double().square().sum()) for t in delta.values()) ** 0.5)
+
+
+def _size(count: float) -> str:
+    """Write bytes for people.
+
+    >>> _size(48_200), _size(2_370_062)
+    ('48 kB', '2.4 MB')
+    """
+    for unit in ("B", "kB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} MB"

@@ -1,0 +1,1 @@
+"""How admitted updates become the next adapter."""

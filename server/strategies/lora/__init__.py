@@ -1,0 +1,1 @@
+"""Low-rank updates: the aggregation error of averaged factors, and the exact residual."""
