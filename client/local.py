@@ -37,7 +37,7 @@ def train_local(
     """
     if (known := load_local(file, plan)) is not None:
         return known
-    config, indices = model.config, data.splits["validation"]
+    config, indices = model.config, data.split["validation"]
     state, steps = model.initial_state(), 0
     best: tuple[float, AdapterState, int] | None = None
     for round_number in range(1, config.rounds.count + 1):

@@ -40,7 +40,7 @@ class StudyInputs:
         return one.numel() * one.element_size() * len(self._indices())
 
     def _indices(self) -> NDArray[np.int64]:
-        return np.concatenate([self._data.splits[name] for name in sorted(self._data.splits)])
+        return np.concatenate([self._data.split[name] for name in sorted(self._data.split)])
 
     def _fill(self) -> None:
         indices = self._indices()

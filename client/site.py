@@ -51,7 +51,7 @@ class DataConfig(_Part):
 
     table: Path
     """CSV or Parquet, one row per image; relative to site.toml."""
-    root: Path = Field(default=Path("."), validate_default=True)
+    root: Path = Field(default=Path(), validate_default=True)
     """Folder the paths in the table are relative to."""
     cache: Path = Field(default=Path("cache"), validate_default=True)
     """Decoded pixels: patient data, stays here."""

@@ -131,12 +131,12 @@ def autocast(model: CxrModel, train: TrainConfig) -> Any:
 
 
 def _labelled(data: SiteData, site: str) -> NDArray[np.int64]:
-    indices = data.splits["train"]
+    indices = data.split["train"]
     indices = indices[~np.isnan(data.labels[indices]).all(axis=1)]
     if not len(indices):
         raise DataError(
             f"site {site}: no training study carries a label of this run",
-            found=f"{len(data.splits['train'])} training studies",
+            found=f"{len(data.split['train'])} training studies",
             fix="check [labels] in site.toml against the plan's data.findings",
         )
     return indices
@@ -191,7 +191,7 @@ def _better(
     best: tuple[float, AdapterState] | None, model: CxrModel, data: SiteData, inputs: StudyInputs
 ) -> tuple[float, AdapterState]:
     """Keep the better of two adapters on validation; without a defined score, the later one."""
-    indices = data.splits["validation"]
+    indices = data.split["validation"]
     score = macro_auroc(predict(model, inputs, indices), data.labels[indices])
     if best is None or score is None or score > best[0]:
         return (-np.inf if score is None else score), model.state()

@@ -83,7 +83,7 @@ class SiteWorker:
         data = self._site_data(config)
         self._model(instruction, config)
         metrics: dict[str, Value] = {
-            f"{name}-studies": len(data.splits[name]) for name in ("train", "validation", "test")
+            f"{name}-studies": len(data.split[name]) for name in ("train", "validation", "test")
         }
         metrics["patients"] = len(set(data.patients.tolist()))
         metrics["owned"] = data.owned.astype(int).tolist()
@@ -112,7 +112,7 @@ class SiteWorker:
         names = trained_names(model.schema, config, instruction.round)
         delta = {n: result.state.tensors[n] - start.tensors[n] for n in names}
         flat = model.schema.select(names).pack(delta)
-        labelled = data.labels[data.splits["train"]]
+        labelled = data.labels[data.split["train"]]
         metrics: dict[str, Value] = {
             "num-examples": int((~np.isnan(labelled).all(axis=1)).sum()),
             "labelled": (~np.isnan(labelled)).sum(axis=0).astype(int).tolist(),
@@ -142,7 +142,7 @@ class SiteWorker:
         data = self._site_data(config)
         model = self._model(instruction, config)
         inputs = self._study_inputs(model, data)
-        indices = data.splits[instruction.split]
+        indices = data.split[instruction.split]
         local = self._own_scores(instruction, model, inputs, indices)
         if instruction.arm == "local":
             if local is None:
@@ -197,7 +197,7 @@ class SiteWorker:
         self, model: CxrModel, inputs: StudyInputs, data: SiteData, state: AdapterState
     ) -> float | None:
         model.load(state)
-        indices = data.splits["validation"]
+        indices = data.split["validation"]
         return macro_auroc(predict(model, inputs, indices), data.labels[indices])
 
     def _own_scores(

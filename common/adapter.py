@@ -80,8 +80,7 @@ class AdapterSchema:
         sizes = [math.prod(shape) for _, shape in self.shapes]
         parts = vector.split(sizes) if sizes else ()
         return {
-            name: part.reshape(shape).clone()
-            for (name, shape), part in zip(self.shapes, parts, strict=True)
+            name: part.reshape(shape).clone() for (name, shape), part in zip(self.shapes, parts, strict=True)
         }
 
 
@@ -126,9 +125,7 @@ class AdapterState:
         return {n: t.numpy() for n, t in self._flat().items() if n.startswith(_RESIDUAL)}
 
     @classmethod
-    def join(
-        cls, tensors: dict[str, Tensor], residual: Mapping[str, NDArray[np.float32]]
-    ) -> AdapterState:
+    def join(cls, tensors: dict[str, Tensor], residual: Mapping[str, NDArray[np.float32]]) -> AdapterState:
         """Put adapter tensors and the wire form of a residual back together."""
         arrays = {name: torch.from_numpy(np.array(a)) for name, a in residual.items()}
         return cls._split({**tensors, **arrays})
@@ -157,5 +154,3 @@ _RESIDUAL = "residual:"
 def schema_of(tensors: Mapping[str, Tensor], head: Iterable[str] = ()) -> AdapterSchema:
     """Describe named tensors, in the order given."""
     return AdapterSchema(tuple((n, tuple(t.shape)) for n, t in tensors.items()), tuple(head))
-
-

@@ -62,7 +62,7 @@ def answer_to_records(answer: Answer) -> RecordDict:
     if answer.update is not None:
         records["update"] = ArrayRecord({"values": Array(answer.update)})
     if answer.metrics:
-        records["metrics"] = MetricRecord(dict(answer.metrics))  # type: ignore[arg-type]
+        records["metrics"] = MetricRecord(dict(answer.metrics))
     return records
 
 
@@ -80,14 +80,12 @@ def answer_from_records(records: RecordDict) -> Answer:
         raise SchemaError("a reply holds records the protocol does not know", found=f"{len(unknown)}")
     update = records.array_records.get("update")
     if update is not None and set(update) != {"values"}:
-        raise SchemaError(
-            "an update is more than one flat array", found=f"{len(update)} arrays, expected 1"
-        )
+        raise SchemaError("an update is more than one flat array", found=f"{len(update)} arrays, expected 1")
     return Answer(
         site=str(site["name"]),
         code=str(site.get("code", "")),
         update=None if update is None else update["values"].numpy(),
-        metrics=dict(records.metric_records.get("metrics") or {}),  # type: ignore[arg-type]
+        metrics=dict(records.metric_records.get("metrics") or {}),
     )
 
 

@@ -14,9 +14,7 @@ from common.protocol import Answer, Value
 from server.update import SiteUpdate
 
 
-def admit(
-    answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, registered: int
-) -> SiteUpdate:
+def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, registered: int) -> SiteUpdate:
     """Turn an answer into an update, or say why not.
 
     ``schema`` is that of the tensors this round trains, ``registered`` the training studies the

@@ -69,8 +69,7 @@ def read(folder: Path, round_number: int, plan_digest: str) -> Checkpoint:
         manifest = json.loads((place / _MANIFEST).read_text())
         data = {name: (place / name).read_bytes() for name in manifest["sha256"]}
         sound = all(
-            hashlib.sha256(data[name]).hexdigest() == digest
-            for name, digest in manifest["sha256"].items()
+            hashlib.sha256(data[name]).hexdigest() == digest for name, digest in manifest["sha256"].items()
         )
         if not sound:
             raise CheckpointError(f"{place.name}: a file differs from its hash in the manifest")

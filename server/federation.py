@@ -85,9 +85,7 @@ class Federation:
             QuorumError: if fewer than ``rounds.quorum`` sites can take part.
         """
         nodes = self._wait_for_nodes()
-        exchange = ask(
-            self.grid, nodes, self.instruction("enrol"), self.config.rounds.deadline
-        )
+        exchange = ask(self.grid, nodes, self.instruction("enrol"), self.config.rounds.deadline)
         for node in sorted(exchange.replies):
             reply = exchange.replies[node]
             if reply.answer is None or reply.code:

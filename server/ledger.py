@@ -116,5 +116,5 @@ class Ledger:
     def events(self, after: int = 0) -> Iterator[Event]:
         """Yield events with an id above ``after``."""
         query = "SELECT * FROM events WHERE id > ? ORDER BY id"
-        for row in self._db.execute(query, (after,)).fetchall():
-            yield Event(*row[:6], facts=json.loads(row[6]))
+        for number, moment, kind, round, site, text, facts in self._db.execute(query, (after,)).fetchall():
+            yield Event(number, moment, kind, round, site, text, json.loads(facts))

@@ -114,8 +114,7 @@ def _view(report: Report) -> dict[str, Any]:
         "committed": sum(part.status == "committed" for part in report.rounds),
         "cohort": list(dict.fromkeys(site for part in report.rounds for site in part.cohort)),
         "rows": words.by_gain(report),
-        "pair": [name for name in ("local", "federated") if name in report.arms]
-        or list(report.arms)[:2],
+        "pair": [name for name in ("local", "federated") if name in report.arms] or list(report.arms)[:2],
         "details": {site: _details(report, site) for site in words.by_gain(report)},
         "costs": costs(report),
         "subject": subject,

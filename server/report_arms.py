@@ -24,9 +24,7 @@ NORMAL_95 = 1.959963984540054
 MACRO = "macro"
 
 
-def site_mean_interval(
-    values: Sequence[float], ses: Sequence[float | None]
-) -> tuple[float, float] | None:
+def site_mean_interval(values: Sequence[float], ses: Sequence[float | None]) -> tuple[float, float] | None:
     """Return the 95 % interval of the plain mean over S sites, or of a mean difference.
 
     No patient is at two sites, so the sites' errors are independent and the standard error of
@@ -65,9 +63,7 @@ def site_result(metrics: SiteMetrics) -> SiteResult:
     )
 
 
-def build_arm(
-    description: str, local_steps: Mapping[str, int], results: Mapping[str, SiteMetrics]
-) -> Arm:
+def build_arm(description: str, local_steps: Mapping[str, int], results: Mapping[str, SiteMetrics]) -> Arm:
     """Gather one arm over its sites; sites without a defined macro AUROC do not enter the mean.
 
     With a single such site, its own interval is the mean's.
@@ -110,10 +106,7 @@ def build_comparison(
         candidate=candidate,
         reference=reference,
         site_mean=Gap(difference=fsum(gaps) / len(gaps), interval=interval),
-        sites={
-            site: Gap(difference=gap.difference, interval=gap.interval)
-            for site, gap in defined.items()
-        },
+        sites={site: Gap(difference=gap.difference, interval=gap.interval) for site, gap in defined.items()},
     )
 
 

@@ -113,9 +113,7 @@ def finding_plot(report: Report) -> Figure | None:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
         first = grid[0, 0]
-        first.set_yticks(
-            range(len(findings)), [_short(name.replace("_", " "), 28) for name in findings]
-        )
+        first.set_yticks(range(len(findings)), [_short(name.replace("_", " "), 28) for name in findings])
         first.set_ylim(len(findings) - 0.4, -0.6)
         first.set_xlim(min(0.45, first.get_xlim()[0]), 1.01)
         figure.supxlabel("AUROC", fontsize=9)
@@ -150,16 +148,12 @@ def _dots(
     return rows
 
 
-def _thumbnails(
-    axes: Any, report: Report, site: str, findings: Sequence[str], shift: float
-) -> None:
+def _thumbnails(axes: Any, report: Report, site: str, findings: Sequence[str], shift: float) -> None:
     baseline = (report.thumbnail_baseline or {}).get(site, {})
     for y, finding in enumerate(findings):
         result = baseline.get(finding)
         if result is not None and result.auroc is not None:
-            axes.plot(
-                result.auroc, y + shift, marker="x", color=SOFT, markersize=5, markeredgewidth=1.2
-            )
+            axes.plot(result.auroc, y + shift, marker="x", color=SOFT, markersize=5, markeredgewidth=1.2)
 
 
 def _arm_style(name: str, report: Report) -> tuple[str, str]:
@@ -186,9 +180,7 @@ def _arm_keys(report: Report) -> list[Any]:
         hue, marker = _arm_style(name, report)
         keys.append(Line2D([], [], color=hue, marker=marker, markersize=5, label=name))
     if report.thumbnail_baseline:
-        keys.append(
-            Line2D([], [], color=SOFT, marker="x", linewidth=0, markersize=5, label="thumbnail")
-        )
+        keys.append(Line2D([], [], color=SOFT, marker="x", linewidth=0, markersize=5, label="thumbnail"))
     return keys
 
 
@@ -208,8 +200,7 @@ def training_curves(report: Report) -> Figure | None:
         svg = markup(figure, "curves")
     return Figure(
         svg=svg,
-        alt=f"Validation AUROC and training loss over {len(report.rounds)} rounds at "
-        f"{', '.join(sites)}.",
+        alt=f"Validation AUROC and training loss over {len(report.rounds)} rounds at {', '.join(sites)}.",
         caption="A gap in a line: the site sent nothing that round. A shaded round was abandoned.",
     )
 

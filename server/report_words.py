@@ -128,9 +128,7 @@ def _answer(report: Report, against: Comparison) -> str:
     sites = list(against.sites)
     where = f"over {len(sites)} sites" if len(sites) > 1 else f"at {sites[0]}"
     what = "the mean AUROC" if len(sites) > 1 else "the macro AUROC"
-    before, after = (
-        _mean(report.arms.get(name), sites) for name in (against.reference, against.candidate)
-    )
+    before, after = (_mean(report.arms.get(name), sites) for name in (against.reference, against.candidate))
     gap, interval = against.site_mean.difference, against.site_mean.interval
     change = f"{signed(gap)} (95 % interval {between(interval, signed)})"
     levels = ""
@@ -152,9 +150,7 @@ def _details(report: Report, against: Comparison, macro: Sequence[WorseSite]) ->
     details = []
     if certain:
         names = listed([f"{entry.site} ({signed(entry.difference)})" for entry in certain])
-        details.append(
-            f"{len(certain)} of {counted(len(against.sites), 'site')} got worse: {names}."
-        )
+        details.append(f"{len(certain)} of {counted(len(against.sites), 'site')} got worse: {names}.")
     if noise:
         names = listed([f"{entry.site} ({signed(entry.difference)})" for entry in noise])
         start = "Also lower" if certain else "No site got worse beyond noise; lower"
@@ -166,8 +162,7 @@ def _details(report: Report, against: Comparison, macro: Sequence[WorseSite]) ->
         sites = listed(list(dict.fromkeys(entry.site for entry in single)))
         verb = "lies" if len(single) == 1 else "lie"
         details.append(
-            f"{counted(len(single), 'result')} on a single finding {verb} wholly below local "
-            f"({sites})."
+            f"{counted(len(single), 'result')} on a single finding {verb} wholly below local ({sites})."
         )
     left_out = [site for site in report.sites if site not in against.sites]
     if left_out:
@@ -181,16 +176,12 @@ def _without_comparison(report: Report) -> Headline:
         answer = "This run has no federated arm, so there is nothing to say about federation."
         return Headline("none", answer, ())
     if arm.site_mean_auroc is None:
-        answer = (
-            "No AUROC is defined at any site: no finding has enough studies with and without it."
-        )
+        answer = "No AUROC is defined at any site: no finding has enough studies with and without it."
         return Headline("none", answer, ())
     defined = [site for site, result in arm.sites.items() if result.macro_auroc is not None]
     where = f"over {len(defined)} sites" if len(defined) > 1 else f"at {defined[0]}"
     reach = f" (95 % interval {between(arm.interval)})" if arm.interval else ""
-    answer = (
-        f"Federated training reached a mean AUROC of {number(arm.site_mean_auroc)} {where}{reach}."
-    )
+    answer = f"Federated training reached a mean AUROC of {number(arm.site_mean_auroc)} {where}{reach}."
     why = (
         "There is no local arm to compare with, so this report cannot say which sites gained."
         if local is None
@@ -239,9 +230,7 @@ def chance_flags(report: Report) -> tuple[int, float]:
     arms = [report.arms[name] for name in (against.reference, against.candidate)]
     pairs = 0
     for site in against.sites:
-        known = [
-            {f for f, r in arm.sites[site].findings.items() if r.auroc is not None} for arm in arms
-        ]
+        known = [{f for f, r in arm.sites[site].findings.items() if r.auroc is not None} for arm in arms]
         pairs += 1 + len(known[0] & known[1])
     return pairs, 0.025 * pairs
 

@@ -43,9 +43,8 @@ def train_rounds(federation: Federation, initial: AdapterState, folder: Path) ->
         checkpoint = _one_round(federation, number, state, memory)
         commit(folder, checkpoint, federation.plan_digest)
         federation.ledger.put_round(checkpoint.record)
-        federation.ledger.event(
-            "round", _sentence(checkpoint.record), round=number, **checkpoint.record
-        )
+        facts = {key: value for key, value in checkpoint.record.items() if key != "round"}
+        federation.ledger.event("round", _sentence(checkpoint.record), round=number, **facts)
         state, memory = checkpoint.state, checkpoint.memory
         done.append(checkpoint)
     if all(checkpoint.record["status"] == "abandoned" for checkpoint in done):

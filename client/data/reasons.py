@@ -25,7 +25,7 @@ MAX_BYTES = 512 * 2**20
 """File size above which an image is refused unread."""
 
 
-class RefusedImage(ImageError):
+class RefusedImage(ImageError):  # noqa: N818  (an image we count, not a fault)
     """An image that cannot be used. The text holds no name, path or value of the file's."""
 
     def __init__(self, reason: Reason, problem: str) -> None:

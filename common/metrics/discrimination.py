@@ -90,9 +90,7 @@ def weighted_auroc(ranking: Ranking, weights: Floats) -> Floats:
     return areas
 
 
-def auroc(
-    scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None = None
-) -> float | None:
+def auroc(scores: NDArray[Any], labels: NDArray[Any], weights: NDArray[Any] | None = None) -> float | None:
     """Return the chance that a positive outscores a negative, ties as one half.
 
     ``None`` when only one class carries weight: undefined, never 0.5.

@@ -163,9 +163,7 @@ def _told(labels: NDArray[Any], min_cell: int) -> NDArray[np.bool_]:
     return told
 
 
-def _rankings(
-    scores: NDArray[Any], labels: NDArray[Any], told: NDArray[np.bool_]
-) -> list[Ranking | None]:
+def _rankings(scores: NDArray[Any], labels: NDArray[Any], told: NDArray[np.bool_]) -> list[Ranking | None]:
     """Rank each finding, ``None`` where it is suppressed or of a single class."""
     usable = told & (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
     return [rank(scores[:, j], labels[:, j]) if usable[j] else None for j in range(len(told))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from torch.utils.hooks import RemovableHandle
 
 import common.model.torchvision_shim  # noqa: F401  isort: skip  (before timm and peft)
 import timm
+
 from common.adapter import AdapterSchema, AdapterState, Factors, schema_of
 from common.config import RunConfig
-from common.errors import ModelError, closest
+from common.errors import ModelError, SchemaError, closest
 from common.model.architecture import architecture_of
 from common.model.digest import tensor_digest
 from common.model.weights import load_weights
 from common.pet.registry import METHODS
-from common.pet.targets import QKV_PARTS, SplitQKV, is_final_norm
+from common.pet.targets import QKV_PARTS, is_final_norm
 
 EMBEDDED = "vit_micro_patch8_96.safetensors"
 """Our own small ViT, pretrained on procedural radiographs; its card lies beside it."""
@@ -84,9 +86,7 @@ class CxrModel:
         head = [n for n in self.parameters if self._is_head(n)]
         self.schema: AdapterSchema = schema_of(self.parameters, head)
         originals = self._base_tensors()
-        self._base_originals = {
-            n: originals[n].clone() for n in self.parameters if n in originals
-        }
+        self._base_originals = {n: originals[n].clone() for n in self.parameters if n in originals}
         self.net.eval()
 
     # ------------------------------------------------------------------ the frozen base
@@ -138,7 +138,7 @@ class CxrModel:
         """Copy an adapter in, and lay its residual over the layers it belongs to.
 
         Raises:
-            SchemaError: if names or shapes differ from this model's.
+            SchemaError: if names or shapes differ from this model's, or a residual fits no layer.
         """
         self.schema.check(state.tensors)
         with torch.no_grad():
@@ -150,10 +150,10 @@ class CxrModel:
         for hook in self._residual_hooks:
             hook.remove()
         self._residual_hooks = []
-        for name, factors in residual.items():
-            layer = self.net.get_submodule(name)
-            hook = _residual_hook(layer, factors, self.device)
-            self._residual_hooks.append(layer.register_forward_hook(hook))
+        hooks = {n: _residual_hook(self.net, n, f, self.device) for n, f in residual.items()}
+        for name, hook in hooks.items():
+            handle = self.net.get_submodule(name).register_forward_hook(hook)
+            self._residual_hooks.append(handle)
 
     # ------------------------------------------------------------------ computing
 
@@ -216,9 +216,9 @@ def _base(config: RunConfig) -> tuple[Any, tuple[float, ...], tuple[float, ...]]
     model, size = config.model, config.data.image_size
     kwargs: dict[str, Any] = {"pretrained": False, "num_classes": len(config.data.findings)}
     if model.backbone == "embedded":
-        name = embedded_architecture()
-        kwargs |= {k: v for k, v in name.items() if k != "model_name"}
-        name = name["model_name"]
+        described = embedded_architecture()
+        name = described.pop("model_name")
+        kwargs |= described
     elif model.backbone.startswith("timm:"):
         name = model.backbone.removeprefix("timm:")
         if not timm.is_model(name):
@@ -262,22 +262,44 @@ def _create(name: str, kwargs: dict[str, Any], size: int, seed: int) -> Any:
             ) from None
 
 
-def _initialise_head(head: nn.Module, seed: int) -> None:
+def _initialise_head(head: nn.Linear, seed: int) -> None:
     """Draw the head from the run's seed, small enough that training starts from chance."""
     generator = torch.Generator().manual_seed(seed + 1)
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
 
 
-def _residual_hook(layer: nn.Module, factors: Factors, device: torch.device) -> Any:
+def _residual_hook(net: nn.Module, name: str, factors: Factors, device: torch.device) -> Any:
     left, right = factors.left.to(device), factors.right.to(device)
+    base = _adapted_layer(net, name, factors)
 
-    def add(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        base = getattr(layer, "base_layer", layer)
-        if isinstance(base, nn.Conv2d):
-            kernel = right.reshape(right.shape[0], base.in_channels, *base.kernel_size)
-            low = functional.conv2d(args[0], kernel, None, base.stride, base.padding, base.dilation)
-            return out + functional.conv2d(low, left[:, :, None, None])
+    def add_linear(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out + functional.linear(functional.linear(args[0], right), left)
 
-    return add
+    if not isinstance(base, nn.Conv2d):
+        return add_linear
+    first = copy(base)  # with the layer's stride and padding, also where timm pads on the fly
+    kernel = right.reshape(right.shape[0], base.in_channels, *base.kernel_size)
+    first._parameters = {"weight": nn.Parameter(kernel, requires_grad=False), "bias": None}
+
+    def add_conv(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out + functional.conv2d(first.forward(args[0]), left[:, :, None, None])
+
+    return add_conv
+
+
+def _adapted_layer(net: nn.Module, name: str, factors: Factors) -> Any:
+    """Return the frozen layer a residual belongs to, if the residual fits it."""
+    try:
+        layer = net.get_submodule(name)
+    except AttributeError:
+        raise SchemaError("a residual names a layer the backbone does not have", found=name) from None
+    base = getattr(layer, "base_layer", layer)
+    weight = getattr(base, "weight", None)
+    (out, rank), (inner, into) = factors.left.shape, factors.right.shape
+    if weight is None or rank != inner or (out, into) != (len(weight), weight[0].numel()):
+        raise SchemaError(
+            f"the residual of layer {name!r} does not fit it",
+            found=f"{tuple(factors.left.shape)} @ {tuple(factors.right.shape)}",
+        )
+    return base

@@ -43,6 +43,9 @@ def load_weights(net: nn.Module, path: Path, head: str) -> None:
     own = net.state_dict()
     wanted = {name for name in own if not name.startswith(f"{head}.")}
     state = {name: t for name, t in state.items() if not name.startswith(f"{head}.")}
+    if "fc_norm.weight" in wanted and "norm.weight" not in wanted:
+        # timm names a ViT's last norm by its place: behind the pooling when it is the mean
+        state = {re.sub(r"^norm\.", "fc_norm.", name): t for name, t in state.items()}
     _check_names(file, wanted, set(state))
     for name in sorted(wanted):
         if own[name].shape != state[name].shape:
@@ -57,7 +60,10 @@ def load_weights(net: nn.Module, path: Path, head: str) -> None:
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
     if path.is_dir():
         config_file = path / "config.json"
-        config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        try:
+            config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        except ValueError:
+            raise WeightsError(f"{config_file}: not valid JSON") from None
         for name in _FOLDER_FILES:
             if (path / name).is_file():
                 return path / name, config
@@ -114,7 +120,9 @@ _RENAME = (
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
 )
-_QKV = re.compile(r"^(blocks\.\d+)\.attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(\w+)$")
+_QKV = re.compile(
+    r"^(blocks\.\d+)\.attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(\w+)$"
+)
 
 
 def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:

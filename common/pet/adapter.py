@@ -1,5 +1,7 @@
-"""``adapter``: a bottleneck h + W2 s(W1 h) after each block's MLP (Houlsby et al. 2019, section 2.1,
-placed as Pfeiffer et al. 2021 do: once per block)."""
+"""``adapter``: a bottleneck h + W2 s(W1 h) after each block's MLP.
+
+Houlsby et al. 2019, section 2.1, placed as Pfeiffer et al. 2021 do: once per block.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
     inject_adapter_in_model(
         PeftLora(
             r=config.pet.rank,
-            lora_alpha=config.lora.alpha,
+            lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # peft says int, computes with float
             lora_dropout=config.lora.dropout,
             target_modules=targets,
             bias="none",

@@ -17,6 +17,10 @@ QKV_PARTS = ("q", "k", "v")
 class SplitQKV(nn.Module):
     """A fused qkv projection as three linear layers, so each can be adapted by itself."""
 
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         width, bias = fused.out_features // 3, fused.bias is not None
@@ -71,9 +75,7 @@ def is_final_norm(name: str) -> bool:
     return name.startswith(("norm.", "fc_norm.", "features.norm5.", "bn2.", "head.norm."))
 
 
-def resolve_targets(
-    net: nn.Module, arch: Architecture, pet: PetConfig, default: Sequence[str]
-) -> list[str]:
+def resolve_targets(net: nn.Module, arch: Architecture, pet: PetConfig, default: Sequence[str]) -> list[str]:
     """Return the full names of the layers to adapt, splitting fused qkv where a part is asked for.
 
     A target is a module's last name (``qkv``, ``fc1``), or ``q``, ``k``, ``v`` on a fused ViT;
@@ -109,7 +111,12 @@ def resolve_targets(
 
 
 def default_targets(arch: Architecture, vit: Sequence[str]) -> tuple[str, ...]:
-    """Return the published targets for a ViT; for a CNN every ungrouped convolution in a block."""
+    """Return the published targets for a ViT; for a CNN every ungrouped convolution in a block.
+
+    A ConvNeXt block's ungrouped layers are its MLP's, linear or 1 x 1 convolutions by variant.
+    """
+    if arch.family == "convnext":
+        return ("fc1", "fc2")
     return tuple(vit) if arch.family == "vit" else ("conv",)
 
 

@@ -123,7 +123,8 @@ class Grid:
         tall = np.ascontiguousarray(tall.T)
         wide = sum(taps[k][:, None] * tall[cell + k] for k in range(4))
         # The spline averages neighbours; on average 0.479 of the variance is left per axis.
-        return wide.T * np.float32(1 / 0.479)
+        field: Map = wide.T * np.float32(1 / 0.479)
+        return field
 
 
 @lru_cache(maxsize=64)
@@ -149,14 +150,16 @@ def rise(value: Map, width: float) -> Map:
     """Go smoothly from 0 to 1 around zero, over about ``width`` on each side."""
     t = value * np.float32(0.5 / width) + np.float32(0.5)
     np.clip(t, 0, 1, out=t)
-    return t * t * (3 - 2 * t)
+    step: Map = t * t * (3 - 2 * t)
+    return step
 
 
 def positive(value: Map, soft: float) -> Map:
     """Keep the positive part; the corner is rounded within ``soft``, which anti-aliases edges."""
     s = np.float32(max(soft, 1e-6))
     corner = np.clip(value, -s, s) + s
-    return corner * corner * (np.float32(0.25) / s) + np.maximum(value - s, 0)
+    out: Map = corner * corner * (np.float32(0.25) / s) + np.maximum(value - s, 0)
+    return out
 
 
 def ellipse(grid: Grid, cx: float, cy: float, rx: float, ry: float, tilt: float = 0.0) -> Map:
@@ -165,7 +168,8 @@ def ellipse(grid: Grid, cx: float, cy: float, rx: float, ry: float, tilt: float 
     x, y = grid.x - np.float32(cx), grid.y - np.float32(cy)
     u = x * np.float32(c / rx) + y * np.float32(s / rx)
     v = y * np.float32(c / ry) - x * np.float32(s / ry)
-    return 1 - u * u - v * v
+    inside: Map = 1 - u * u - v * v
+    return inside
 
 
 def ellipsoid(grid: Grid, cx: float, cy: float, rx: float, ry: float, depth: float, tilt: float = 0.0) -> Map:

@@ -90,7 +90,7 @@ def _render_one(cases: Cases, row: int, size: int) -> Map:
 
     lungs = Lungs(np.zeros_like(air), np.ones_like(air), np.zeros_like(air), np.zeros_like(air))
     apply_findings(grid, a, lungs, severity, where)
-    share = np.float32(a.air) * (1 + np.float32(0.022) * texture[1] + np.float32(0.018) * texture[2])
+    share: Map = np.float32(a.air) * (1 + np.float32(0.022) * texture[1] + np.float32(0.018) * texture[2])
     share = share + (1 - share) * lungs.free
     trunk = body(grid, a)
     soft = trunk * (1 + np.float32(0.030) * texture[0]) + breasts(grid, a)

@@ -54,7 +54,7 @@ _ABSENT = {
     "consolidation": (
         "No focal consolidation.",
         "No consolidation is identified.",
-        "The lungs are clear without consolidation.",
+        "No airspace consolidation.",
     ),
     "nodule": ("No pulmonary nodule.", "No suspicious nodule is seen.", ""),
     "edema": (
@@ -170,7 +170,7 @@ def _phrase(name: str, severity: float, where: Placement) -> str:
         "effusion": f"{_size(severity)} {side} pleural effusion" + ("s" if side == "bilateral" else ""),
         "pneumothorax": f"{_size(severity)} {side} pneumothorax",
         "consolidation": f"{side} {where.consolidation_zone} zone consolidation",
-        "nodule": f"{side} lung nodule of about {round(10 + 20 * severity)} mm",
+        "nodule": f"{side} lung nodule of about {round(16 + 14 * severity)} mm",
         "edema": f"{_grade(severity)} pulmonary edema",
         "atelectasis": f"{side} "
         + ("plate-like" if where.atelectasis_band else "lower lobe")
@@ -184,7 +184,8 @@ def _describe(rng: np.random.Generator, name: str, severity: float, where: Place
         text = _pick(rng, forms).format(_devices(severity, where))
         return text[0].upper() + text[1:]
     what = _doubt(rng, severity) + _phrase(name, severity, where)
-    article = "" if what.split()[0] == "bilateral" else "a " if name in ("pneumothorax", "nodule") else ""
+    counted = name in ("effusion", "pneumothorax", "nodule")
+    article = "a " if counted else ""
     forms = (
         f"There is {article}{what}.",
         f"{what[0].upper()}{what[1:]}.",

@@ -141,4 +141,5 @@ def _expose(image: Map, scanner: Scanner, rng: np.random.Generator) -> Map:
         shown[:, side - cut[3] :] = 0
     if scanner.burnt_marker:
         stamp(shown, scanner.burnt_marker, 0.02, 0.03 if z[2] < 0 else 0.66, 0.030, 0.97)
-    return np.clip(shown, 0, 1)
+    final: Map = np.clip(shown, 0, 1)
+    return final

@@ -12,7 +12,8 @@ RIBS = 10
 
 def _inner_width(a: Anatomy, y: Map) -> Map:
     t = np.clip((a.base - y) / (a.base - a.apex), 0, 1) ** a.squareness
-    return np.float32(a.chest + 0.012) * np.sqrt(np.maximum(1 - t, 0.02)).astype(np.float32)
+    half: Map = np.float32(a.chest + 0.012) * np.sqrt(np.maximum(1 - t, 0.02)).astype(np.float32)
+    return half
 
 
 def ribs(grid: Grid, a: Anatomy, wobble: Map) -> Ink:
@@ -67,9 +68,9 @@ def spine(grid: Grid, a: Anatomy) -> Map:
     disc = rise(np.abs(phase) - np.float32(0.40), 0.07)
     pedicle = np.exp(-(((np.abs(x) - 0.052) / 0.015) ** 2) - ((phase + 0.12) / 0.15) ** 2)
     process = np.exp(-((x / 0.014) ** 2) - ((phase - 0.25) / 0.17) ** 2)
-    return np.float32(0.060 * a.bone) * column * (1 - 0.38 * disc) + np.float32(0.028 * a.bone) * (
-        pedicle + process
-    ) * (np.abs(x) < 0.12)
+    bodies: Map = np.float32(0.060 * a.bone) * column * (1 - 0.38 * disc)
+    arches: Map = np.float32(0.028 * a.bone) * (pedicle + process) * (np.abs(x) < 0.12)
+    return bodies + arches
 
 
 def clavicles(grid: Grid, a: Anatomy) -> Ink:
@@ -91,7 +92,7 @@ def clavicles(grid: Grid, a: Anatomy) -> Ink:
 def shoulders(grid: Grid, a: Anatomy) -> Map:
     """Scapular blades, humeral heads and shafts."""
     total = np.zeros_like(grid.x)
-    out = np.float32(a.scapula)
+    out = a.scapula
     for side in (-1.0, 1.0):
         head = ellipse(grid, side * (0.93 + 0.6 * out), -0.56, 0.105, 0.115)
         total += np.float32(0.075) * round_edge(head, 0.25)

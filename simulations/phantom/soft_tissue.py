@@ -64,7 +64,8 @@ def cavity(grid: Grid, a: Anatomy) -> Map:
     arch = np.float32(0.45) + np.float32(0.55) * np.sqrt(shallow * (2 - shallow))
     # Root tissue and paraspinal muscle leave less air beside the spine.
     arch = arch * (1 - np.float32(0.17) * np.exp(grid.x * grid.x * np.float32(-28)))
-    return np.float32(a.cavity) * arch * positive(inside, 3.0 * grid.pixel) ** np.float32(0.42)
+    depth: Map = np.float32(a.cavity) * arch * positive(inside, 3.0 * grid.pixel) ** np.float32(0.42)
+    return depth
 
 
 def dome(grid: Grid, a: Anatomy, side: int) -> Map:
@@ -73,7 +74,8 @@ def dome(grid: Grid, a: Anatomy, side: int) -> Map:
     out = side * grid.x - np.float32(0.46 * a.chest)
     lateral = np.maximum(out, 0) / np.float32(0.54 * a.chest)
     medial = np.maximum(-out, 0) / np.float32(0.46 * a.chest)
-    return np.float32(level) + a.sulcus * lateral ** np.float32(2.3) + np.float32(0.09) * medial**2
+    height: Map = np.float32(level) + a.sulcus * lateral ** np.float32(2.3) + np.float32(0.09) * medial**2
+    return height
 
 
 def below_diaphragm(grid: Grid, a: Anatomy) -> Map:

@@ -60,10 +60,15 @@ def test_the_order_of_the_rows_does_not_matter(table, scheme, random) -> None:
 
     def homes(which: list[int]) -> dict[str, int]:
         generator = np.random.default_rng(seed)
+        sites = 1 if scheme == "column" else min(3, len(set(patients)))
         rows = partition(
-            patients[which], labels[which], scheme=scheme, sites=1 if scheme == "column" else min(3, len(set(patients))),
-            generator=generator, column=column[which],
-        )  # fmt: skip
+            patients[which],
+            labels[which],
+            scheme=scheme,
+            sites=sites,
+            generator=generator,
+            column=column[which],
+        )
         return {patients[which][i]: site for site, members in enumerate(rows) for i in members}
 
     assert homes(order) == homes(list(range(len(patients))))

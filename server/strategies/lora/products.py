@@ -24,9 +24,7 @@ def factors(state: AdapterState, layer: str) -> tuple[Tensor, Tensor]:
     return b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)
 
 
-def stacked(
-    before: AdapterState, updates: Sequence[SiteUpdate], layer: str
-) -> tuple[Tensor, Tensor]:
+def stacked(before: AdapterState, updates: Sequence[SiteUpdate], layer: str) -> tuple[Tensor, Tensor]:
     """Return P ``[out, n r]``, Q ``[n r, in]`` with P Q = sum_i w_i B_i A_i."""
     total = sum(update.num_examples for update in updates)
     left, right = [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,14 @@ import pytest
 from client.data.dataset import SiteData, load_site_data
 from client.site import load_site
 
-DATA = Path(os.environ.get("FEDCXR_DATA", Path(__file__).parents[4] / "shared" / "data")) / "real_sites"
-
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(
-        not (DATA / "manifest.csv").is_file(), reason="no real_sites/manifest.csv; set FEDCXR_DATA"
-    ),
-]
+pytestmark = pytest.mark.real_data
 
 
-def load(folder: Path, site: str, labels: dict[str, str], size: int = 64) -> SiteData:
+def load(real_data: Path, folder: Path, site: str, labels: dict[str, str], size: int = 64) -> SiteData:
+    root = real_data / "real_sites"
     lines = [
         f'name = "{site}"',
-        f'[data]\ntable = "{DATA / "manifest.csv"}"\nroot = "{DATA}"\nviews = ["PA", "AP", "AP Supine"]',
+        f'[data]\ntable = "{root / "manifest.csv"}"\nroot = "{root}"\nviews = ["PA", "AP", "AP Supine"]',
         '[columns]\npath = "image"\npatient = "patient_id"',
         f'[filter]\nsite = "{site}"',
         "[labels]",
@@ -34,8 +27,8 @@ def load(folder: Path, site: str, labels: dict[str, str], size: int = 64) -> Sit
     return load_site_data(load_site(folder / "site.toml"), list(labels), size)
 
 
-def test_severe_course_in_the_united_kingdom(tmp_path: Path) -> None:
-    data = load(tmp_path, "covid_uk", {"severe": '"out_severe"'})
+def test_severe_course_in_the_united_kingdom(real_data: Path, tmp_path: Path) -> None:
+    data = load(real_data, tmp_path, "covid_uk", {"severe": '"out_severe"'})
     assert len(data.pixels) == 88
     assert data.quarantined == {}
     assert set(data.view) == {"PA", "AP", "AP Supine"}
@@ -45,9 +38,9 @@ def test_severe_course_in_the_united_kingdom(tmp_path: Path) -> None:
         assert negatives[0] > 0
 
 
-def test_findings_of_small_images(tmp_path: Path) -> None:
+def test_findings_of_small_images(real_data: Path, tmp_path: Path) -> None:
     labels = {"effusion": '"lab_effusion"', "cardiomegaly": '"lab_cardiomegaly"', "nodule": '"lab_nodule"'}
-    data = load(tmp_path, "nih64_us", labels, size=112)
+    data = load(real_data, tmp_path, "nih64_us", labels, size=112)
     assert data.pixels.shape == (1000, 112, 112)
     positives = np.stack([data.count_labels(name)[0] for name in data.split])
     assert positives.sum(axis=0)[:2].tolist() == [170, 83]
@@ -56,9 +49,9 @@ def test_findings_of_small_images(tmp_path: Path) -> None:
     np.testing.assert_allclose(share, [0.7, 0.1, 0.2], atol=0.1)
 
 
-def test_words_as_labels(tmp_path: Path) -> None:
+def test_words_as_labels(real_data: Path, tmp_path: Path) -> None:
     source = '{ column = "finding_raw", positive = ["Bacterial"], negative = "Viral-Other" }'
-    data = load(tmp_path, "guangzhou_cn", {"bacterial_pneumonia": source})
+    data = load(real_data, tmp_path, "guangzhou_cn", {"bacterial_pneumonia": source})
     positives, negatives = zip(*(data.count_labels(name) for name in data.split), strict=True)
     assert sum(positives)[0] == 134
     assert sum(negatives)[0] > 100

@@ -137,10 +137,7 @@ def test_a_failed_write_leaves_the_last_report_whole(report, tmp_path, monkeypat
 
 
 def test_markup_in_a_name_is_shown_as_text(make_report, report):
-    arms = {
-        name: arm.model_copy(update={"sites": renamed(arm.sites)})
-        for name, arm in report.arms.items()
-    }
+    arms = {name: arm.model_copy(update={"sites": renamed(arm.sites)}) for name, arm in report.arms.items()}
     evil = make_report(
         title="<b>bold</b>",
         arms=arms,
@@ -159,9 +156,7 @@ def test_markup_in_a_name_is_shown_as_text(make_report, report):
 def test_a_name_in_letters_the_fonts_lack_is_drawn_without_a_warning(report):
     gaps = renamed(report.comparison.sites, new="東京")
     drawn = figures.forest_plot(
-        report.model_copy(
-            update={"comparison": report.comparison.model_copy(update={"sites": gaps})}
-        )
+        report.model_copy(update={"comparison": report.comparison.model_copy(update={"sites": gaps})})
     )
     assert "東京" in drawn.svg
 

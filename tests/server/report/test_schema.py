@@ -19,9 +19,7 @@ PARTS = [
     for part in vars(schema).values()
     if isinstance(part, type) and issubclass(part, BaseModel) and part.model_fields
 ]
-EMPTY = Arm(
-    description="", local_steps={}, site_mean_auroc=None, interval=None, worst_site=None, sites={}
-)
+EMPTY = Arm(description="", local_steps={}, site_mean_auroc=None, interval=None, worst_site=None, sites={})
 
 
 def row(name: str, description: str) -> str:

@@ -40,9 +40,7 @@ def test_an_interval_over_zero_is_not_called_a_change(report):
         update={"worse_sites": ()}))  # fmt: skip
     assert said.tone == "unclear"
     assert "did not measurably change" in said.answer
-    assert said.answer.endswith(
-        "+0.004 (95 % interval −0.010 to +0.018); the interval includes zero."
-    )
+    assert said.answer.endswith("+0.004 (95 % interval −0.010 to +0.018); the interval includes zero.")
     assert said.details == ("No site got worse.",)
 
 
@@ -86,9 +84,7 @@ def test_levels_are_left_out_where_they_are_not_of_the_sites_compared(report):
     ],
 )
 def test_without_a_comparison_nothing_is_claimed(report, arms, expected):
-    alone = report.model_copy(
-        update={"comparison": None, "arms": {name: report.arms[name] for name in arms}}
-    )
+    alone = report.model_copy(update={"comparison": None, "arms": {name: report.arms[name] for name in arms}})
     said = words.headline(alone)
     assert said.tone == "none"
     assert expected in " ".join([said.answer, *said.details])
@@ -97,9 +93,7 @@ def test_without_a_comparison_nothing_is_claimed(report, arms, expected):
 def test_unequal_local_work_is_called_out(report):
     assert words.equal_work(report)[0]
     local = report.arms["local"].model_copy(update={"local_steps": {"north": 960}})
-    equal, why = words.equal_work(
-        report.model_copy(update={"arms": {**report.arms, "local": local}})
-    )
+    equal, why = words.equal_work(report.model_copy(update={"arms": {**report.arms, "local": local}}))
     assert not equal
     assert "north (960 local, 480 federated)" in why
 

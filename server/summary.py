@@ -1,0 +1,189 @@
+"""Turn a run's ledger into its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.metrics.summary import Difference, SiteMetrics
+from common.protocol import metrics_from_wire
+from server.ledger import Ledger
+from server.report_arms import build_arm, build_comparison, find_worse
+from server.report_schema import (
+    Arm,
+    BaselineResult,
+    BytesPart,
+    ModelPart,
+    PetPart,
+    Report,
+    RoundPart,
+    SitePart,
+)
+
+DESCRIPTIONS = {
+    "local": "Each site trained alone on its own studies, with the same rounds, epochs and steps.",
+    "federated": "All sites trained one adapter together; images stayed where they were.",
+}
+
+
+def summarise(
+    folder: Path,
+    title: str,
+    trained_parameters: int,
+    *,
+    images: int | None = None,
+    thumbnail: Mapping[str, Mapping[str, BaselineResult]] | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Read ``folder/ledger.sqlite`` and lay its facts out as a report.
+
+    ``images`` is what moving every site's images would have sent, in bytes, where it is known.
+    """
+    ledger = Ledger(folder / "ledger.sqlite")
+    try:
+        config = RunConfig.from_flat(ledger.get("config"))
+        rounds = [r for r in ledger.rounds()]
+        results, gains = _results(ledger, config)
+        arms = _arms(results, rounds, ledger.get("local_steps") or {}, folder / "arms")
+        macro = {site: g.get("macro") for site, g in gains.items()}
+        findings = {
+            site: {name: gap for name, gap in g.items() if name != "macro"}
+            for site, g in gains.items()
+        }
+        compared = "local" in arms and "federated" in arms
+        worse = find_worse(arms["local"], arms["federated"], macro, findings) if compared else ()
+        total = ledger.get("base_parameters") + trained_parameters
+        released = ledger.get("released") or {}
+        return Report(
+            title=title,
+            created=datetime.now(timezone.utc),
+            plan_digest=ledger.get("plan_digest"),
+            code_digest=ledger.get("code_digest"),
+            base_digest=ledger.get("base_digest"),
+            versions=ledger.get("versions"),
+            model=ModelPart(
+                backbone=config.model.backbone,
+                image_size=config.data.image_size,
+                parameters=total,
+            ),
+            pet=PetPart(
+                method=config.pet.method,
+                trained_parameters=trained_parameters,
+                trained_share=min(1.0, trained_parameters / total),
+                aggregation=_aggregation(config),
+            ),
+            bytes=_bytes(rounds, images),
+            rounds=_rounds(rounds, ledger),
+            sites={name: _site(facts) for name, facts in ledger.sites().items()},
+            arms=arms,
+            comparison=build_comparison(macro) if compared else None,
+            worse_sites=worse,
+            thumbnail_baseline=thumbnail,  # type: ignore[arg-type]
+            adapter_sha256=released.get("sha256"),
+            notes=tuple(notes),
+        )
+    finally:
+        ledger.close()
+
+
+def _aggregation(config: RunConfig) -> str:
+    if config.pet.method == "lora":
+        return f"{config.strategy.name}, {config.lora.aggregation}"
+    return config.strategy.name
+
+
+def _results(
+    ledger: Ledger, config: RunConfig
+) -> tuple[dict[str, dict[str, SiteMetrics]], dict[str, dict[str, Difference]]]:
+    """Arm -> site -> metrics, and site -> gain of federated over local."""
+    results: dict[str, dict[str, SiteMetrics]] = {}
+    gains: dict[str, dict[str, Difference]] = {}
+    for arm, sites in ledger.evaluations("test").items():
+        for site, flat in sites.items():
+            metrics, gain = metrics_from_wire(flat, config.data.findings)
+            results.setdefault(arm, {})[site] = metrics
+            if arm == "federated":
+                gains[site] = gain
+    return results, gains
+
+
+def _arms(
+    results: Mapping[str, Mapping[str, SiteMetrics]],
+    rounds: Sequence[Mapping[str, Any]],
+    local_steps: Mapping[str, int],
+    folder: Path,
+) -> dict[str, Arm]:
+    federated: dict[str, int] = {}
+    for record in rounds:
+        for site, steps in record["steps"].items():
+            federated[site] = federated.get(site, 0) + int(steps)
+    arms: dict[str, Arm] = {}
+    for name, sites in results.items():
+        description, steps = DESCRIPTIONS.get(name, ""), {}
+        if name == "local":
+            steps = dict(local_steps)
+        elif name == "federated":
+            steps = federated
+        elif (facts := folder / f"{name}.json").is_file():
+            told = json.loads(facts.read_text())
+            description, steps = told["description"], told["local_steps"]
+        arms[name] = build_arm(description, steps, sites)
+    return arms
+
+
+def _bytes(rounds: Sequence[Mapping[str, Any]], images: int | None) -> BytesPart:
+    replies = sum(len(r["returned"]) + len(r["rejected"]) for r in rounds)
+    payloads = [size for r in rounds for size in r["payload"].values()]
+    up = sum(r["up"] for r in rounds)
+    return BytesPart(
+        up=up,
+        down=sum(r["down"] for r in rounds),
+        up_per_site_round=round(up / replies) if replies else 0,
+        payload_per_site_round=round(sum(payloads) / len(payloads)) if payloads else 0,
+        images=images,
+    )
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]], ledger: Ledger) -> tuple[RoundPart, ...]:
+    """Sites report the validation AUROC of the adapter they receive: round r's comes with r + 1."""
+    final = {
+        site: flat.get("macro-auroc")
+        for site, flat in ledger.evaluations("validation").get("federated", {}).items()
+    }
+    after = [r["validation_before"] for r in rounds[1:]] + [final]
+    return tuple(
+        RoundPart(
+            round=r["round"],
+            status=r["status"],
+            cohort=tuple(r["cohort"]),
+            returned=tuple(r["returned"]),
+            missing=tuple(r["missing"]),
+            rejected=r["rejected"],
+            lora_error=r["lora_error"],
+            loss=r["loss"],
+            validation_auroc=scores,
+            seconds=r["seconds"],
+            up=r["up"],
+            down=r["down"],
+        )
+        for r, scores in zip(rounds, after, strict=True)
+    )
+
+
+def _site(facts: Mapping[str, Any]) -> SitePart:
+    return SitePart(
+        train_studies=facts["train-studies"],
+        validation_studies=facts["validation-studies"],
+        test_studies=facts["test-studies"],
+        patients=facts["patients"],
+        findings=tuple(facts["findings"]),
+        quarantined={
+            key.removeprefix("quarantined."): value
+            for key, value in facts.items()
+            if key.startswith("quarantined.")
+        },
+    )

@@ -1,0 +1,80 @@
+"""The two engines: the same ServerApp and ClientApp, in this process or under Flower's on Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.run import Run
+
+from client.app import SITES_FOLDER
+from client.app import app as client_app
+from common.config import RunConfig
+from common.files import write_atomic
+from server.app import RUN_FOLDER
+from server.app import app as server_app
+from simulations.inline_grid import InlineGrid
+
+Engine = Literal["inline", "ray"]
+RUN_ID = 1
+
+
+def run_inline(
+    config: RunConfig,
+    files: Mapping[str, Path],
+    folder: Path,
+    tamper: Callable[[Message], Message | None] = lambda reply: reply,
+) -> None:
+    """Run the plan in this process, one site at a time."""
+    flat = config.to_flat()
+    contexts = {
+        node: Context(RUN_ID, node, {"site-file": str(file)}, RecordDict(), flat)
+        for node, file in enumerate(files.values(), start=1)
+    }
+    os.environ[RUN_FOLDER] = str(folder)
+    server_app(InlineGrid(client_app, contexts, tamper), Context(RUN_ID, 0, {}, RecordDict(), flat))
+
+
+def run_ray(config: RunConfig, files: Mapping[str, Path], folder: Path, threads: int) -> None:
+    """Run the plan under Flower's simulation engine; RAY_ADDRESS makes it use a cluster.
+
+    ``threads`` CPUs are reserved per site, so as many sites train at once as the cluster holds.
+    """
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend  # noqa: F401
+    from flwr.simulation.run_simulation import _run_simulation
+    from flwr.supercore.constant import NOOP_FEDERATION_ID
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supercore.telemetry import EventType
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    sites = {file.parent.parent for file in files.values()}
+    os.environ[SITES_FOLDER] = str(sites.pop())
+    os.environ[RUN_FOLDER] = str(folder)
+    app = folder / "flower-app"
+    flat = config.to_flat()
+    section = {"components": {"serverapp": "server.app:app", "clientapp": "client.app:app"}}
+    project = {"tool": {"flwr": {"app": {**section, "config": flat}}}}
+    write_atomic(app / "pyproject.toml", tomli_w.dumps(project).encode())
+    run = Run.create_empty(RUN_ID)
+    run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
+    run.override_config = dict(flat)
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, 1
+    _run_simulation(
+        num_supernodes=len(files),
+        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+        client_app=client_app,
+        server_app=server_app,
+        server_app_context=Context(RUN_ID, 0, {}, RecordDict(), flat),
+        backend_config={
+            "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+            "client_resources": {"num_cpus": threads, "num_gpus": 0.0},
+        },
+        app_dir=str(app),
+        is_app=True,
+        run=run,
+    )

@@ -1,0 +1,165 @@
+"""An experiment: a RunConfig and the sites to simulate, read from a TOML file of overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from common.config import (
+    DataConfig,
+    Findings,
+    Positive,
+    RunConfig,
+    Section,
+    merge,
+    parse_assignment,
+    read_toml,
+    set_key,
+)
+from common.errors import ConfigError, closest
+from simulations.faults import Fault
+from simulations.partition import Scheme
+
+Arm = Literal["local", "federated", "pooled"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ExperimentData(DataConfig):
+    """What is learnt, and on this machine where from."""
+
+    root: str = ""
+    """Folder that the sites' tables are relative to."""
+
+
+class PhantomSpec(Section):
+    """A site made of procedural radiographs."""
+
+    studies: Annotated[int, Field(ge=10, le=1_000_000)] = 300
+    """Studies drawn."""
+    seed: Annotated[int, Field(ge=0, lt=1_000_000_000)] = 0
+    """Seed of its patients; seeds from 1,000,000,000 on belong to pretraining."""
+    scanner: str = "reference"
+    """Preset of ``simulations.phantom.scanner``."""
+    size: Annotated[int, Field(ge=32, le=1024)] = 96
+    """Side of the stored images in pixels."""
+    findings: Findings | None = None
+    """Findings this site annotates; absent: all the phantoms have."""
+    prevalence: dict[str, Share] = {}
+    """Finding -> share of studies with it; absent: the default population's."""
+    severity: Share = 0.5
+    """Mean severity of a finding that is present."""
+    age: Annotated[float, Field(ge=18, le=95)] = 58.0
+    """Mean age in years."""
+    ap: Share = 0.4
+    """Share of AP views."""
+    label_noise: Share = 0.0
+    """Share of labels flipped."""
+    missing_labels: Share = 0.0
+    """Share of labels left empty."""
+    format: Literal["png", "dicom"] = "png"
+    """How images are stored."""
+
+
+class SiteSpec(Section):
+    """One simulated site: phantoms, or a table of real studies as a site.toml describes it."""
+
+    phantom: PhantomSpec | None = None
+    site: dict[str, Any] | None = None
+    """The body of a site.toml; ``data.table`` and ``data.root`` relative to the experiment's root."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.phantom is None) == (self.site is None):
+            raise ValueError("give either phantom or site")
+        return self
+
+
+class PartitionSpec(Section):
+    """Many sites dealt out of one table."""
+
+    source: SiteSpec
+    """The whole."""
+    scheme: Scheme = "iid"
+    """``iid``, ``dirichlet`` (over label combinations), ``quantity`` or ``column``."""
+    sites: Annotated[int, Field(ge=2, le=10_000)] = 4
+    """Number of sites."""
+    dirichlet_alpha: Positive = 0.5
+    """Concentration: smaller is more unequal."""
+    column: str = ""
+    """Column of the table to divide by."""
+
+
+def _arms(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Experiment(RunConfig):
+    """Everything ``fedcxr-simulate run`` needs."""
+
+    title: str = "A simulated federation"
+    """Heads the report."""
+    description: str = ""
+    """One paragraph for the report."""
+    data: ExperimentData = ExperimentData()
+    sites: dict[str, SiteSpec] = {}
+    partition: PartitionSpec | None = None
+    arms: Annotated[tuple[Arm, ...], BeforeValidator(_arms)] = ("local", "federated", "pooled")
+    """What is compared."""
+    thumbnail_baseline: bool = False
+    """Also fit logistic regression to 32 x 32 thumbnails at every site."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads per site; 0: all cores."""
+    faults: Annotated[tuple[Fault, ...], BeforeValidator(_arms)] = ()
+
+    @model_validator(mode="after")
+    def _has_sites(self) -> Self:
+        if bool(self.sites) == (self.partition is not None):
+            raise ValueError("give either [sites.NAME] tables or a [partition]")
+        if "federated" not in self.arms:
+            raise ValueError("arms must include 'federated'")
+        return self
+
+    def run_config(self, sites: int) -> RunConfig:
+        """Return what travels: the same values without anything about this machine."""
+        tree = {name: getattr(self, name) for name in RunConfig.model_fields}
+        tree["data"] = DataConfig(**self.data.model_dump(exclude={"root"}))
+        tree["rounds"] = self.rounds.model_copy(update={"sites": sites})
+        local = self.evaluate.local and "local" in self.arms
+        tree["evaluate"] = self.evaluate.model_copy(update={"local": local})
+        return RunConfig(**tree)
+
+
+def shipped() -> dict[str, Path]:
+    """Return the experiments that come with the package, by name."""
+    folder = files("simulations") / "experiments"
+    return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".toml")}
+
+
+def load_experiment(name: str, assignments: Sequence[str] = ()) -> Experiment:
+    """Read an experiment by file or shipped name and lay ``key=value`` assignments on top.
+
+    Raises:
+        ConfigError: if there is no such file or name, or a key or value is wrong.
+    """
+    path = Path(name)
+    if not path.is_file():
+        known = shipped()
+        if path.stem not in known or path.suffix not in ("", ".toml"):
+            raise ConfigError(
+                f"there is no experiment {name!r}",
+                found=", ".join(sorted(known)),
+                fix=closest(name, known) or "give a TOML file or one of the names found",
+            )
+        path = known[path.stem]
+    tree = read_toml(path)
+    over: dict[str, Any] = {}
+    for text in assignments:
+        key, value = parse_assignment(text)
+        set_key(over, key, value)
+    return Experiment.build(merge(tree, over))

@@ -1,0 +1,192 @@
+"""Lay out the sites of an experiment as folders: each a site.toml a real site could have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tomli_w
+
+from client.data.dataset import load_site_data
+from client.data.table import read_studies
+from client.site import SiteConfig, load_site
+from common.config import RunConfig, read_toml
+from common.errors import ConfigError
+from common.files import write_atomic
+from common.seeds import numpy_generator
+from simulations.experiment import Experiment, PhantomSpec, SiteSpec
+from simulations.partition import partition
+from simulations.phantom.cases import Population
+from simulations.phantom.site import write_site
+
+
+def prepare_sites(experiment: Experiment, folder: Path) -> dict[str, Path]:
+    """Write every site's folder and return site -> site.toml, in name order.
+
+    Sites already written for the same experiment are used as they are.
+
+    Raises:
+        ConfigError: if a site cannot be made as described.
+        TableError, LabelError: if a site's table cannot be used; checked before anything runs.
+    """
+    specs = experiment.sites
+    identity = experiment.model_dump_json(include={"sites", "partition", "data", "threads", "seed"})
+    stamp = folder / "prepared.json"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    if not (stamp.is_file() and json.loads(stamp.read_text())["digest"] == digest):
+        if experiment.partition is not None:
+            _deal(experiment, folder)
+        for name, spec in specs.items():
+            _write(name, spec, experiment, folder / name)
+        write_atomic(stamp, json.dumps({"digest": digest}).encode())
+    files = {path.parent.name: path for path in sorted(folder.glob("*/site.toml"))}
+    for file in files.values():
+        read_studies(load_site(file), experiment.data.findings)
+    return files
+
+
+def _write(name: str, spec: SiteSpec, experiment: Experiment, folder: Path) -> Path:
+    if spec.phantom is not None:
+        return _write_phantoms(name, spec.phantom, experiment, folder)
+    body = {k: dict(v) if isinstance(v, dict) else v for k, v in (spec.site or {}).items()}
+    root = Path(experiment.data.root or ".").expanduser().resolve()
+    data = body.setdefault("data", {})
+    if "table" not in data:
+        raise ConfigError(
+            f"sites.{name}.site.data.table is missing",
+            fix=f'set [sites.{name}.site.data] table = "FILE.csv", relative to data.root',
+        )
+    data["table"] = str(root / data["table"])
+    data["root"] = str(root / data.get("root", "."))
+    file = folder / "site.toml"
+    write_atomic(file, tomli_w.dumps({"name": name, **body}).encode())
+    _for_simulation(file, experiment)
+    return file
+
+
+def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder: Path) -> Path:
+    population = Population()
+    population = Population(
+        prevalence={**population.prevalence, **spec.prevalence},
+        age_mean=spec.age,
+        ap_share=spec.ap,
+        severity=spec.severity,
+    )
+    file = write_site(
+        folder,
+        name=name,
+        n=spec.studies,
+        seed=spec.seed,
+        size=spec.size,
+        scanner=spec.scanner,
+        population=population,
+        owned=spec.findings,
+        format=spec.format,
+        label_noise=spec.label_noise,
+        missing_labels=spec.missing_labels,
+        workers=os.cpu_count() or 1,
+    )
+    _for_simulation(file, experiment)
+    return file
+
+
+def _for_simulation(file: Path, experiment: Experiment) -> None:
+    """Set what a researcher decides for all sites: threads, and no small-cell suppression."""
+    body = read_toml(file)
+    body.setdefault("device", {}).setdefault("threads", experiment.threads or os.cpu_count() or 1)
+    body.setdefault("evaluate", {}).setdefault("min_cell", 1)
+    write_atomic(file, tomli_w.dumps(body).encode())
+
+
+def _deal(experiment: Experiment, folder: Path) -> None:
+    """Deal one table out to sites, by patient."""
+    spec = experiment.partition
+    assert spec is not None
+    whole = load_site(_write("whole", spec.source, experiment, folder.parent / "whole"))
+    if spec.scheme == "column":
+        # The column to divide by rides along as the study, so rows stay aligned.
+        columns = whole.columns.model_copy(update={"study": spec.column})
+        columns.model_fields_set.add("study")
+        whole = whole.model_copy(update={"columns": columns})
+    table = read_studies(whole, experiment.data.findings)
+    dealt = partition(
+        table.patient,
+        table.labels,
+        scheme=spec.scheme,
+        sites=spec.sites,
+        generator=numpy_generator(experiment.seed, "partition"),
+        alpha=spec.dirichlet_alpha,
+        column=table.study if spec.scheme == "column" else None,
+    )
+    width = len(str(spec.sites))
+    for i, rows in enumerate(dealt, start=1):
+        name = f"site-{i:0{width}d}"
+        part = {"path": table.path[rows], "patient": table.patient[rows], "view": table.view[rows]}
+        write_table_site(folder / name, name, whole, part, table.labels[rows], table.findings)
+        _for_simulation(folder / name / "site.toml", experiment)
+
+
+def write_table_site(
+    folder: Path,
+    name: str,
+    like: SiteConfig,
+    columns: dict[str, Any],
+    labels: np.ndarray,
+    findings: tuple[str, ...],
+) -> Path:
+    """Write a table and a site.toml over images that lie where ``like`` has them.
+
+    ``columns`` are named as site.toml's ``[columns]`` names them by default.
+    """
+    frame = pd.DataFrame(columns)
+    known = [j for j in range(len(findings)) if not np.isnan(labels[:, j]).all()]
+    for j in known:
+        frame[findings[j]] = labels[:, j]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "studies.csv", frame.to_csv(index=False).encode())
+    body = {
+        "name": name,
+        "data": {"table": "studies.csv", "root": str(like.data.root), "views": list(like.data.views)},
+        "columns": {name: name for name in columns},
+        "labels": {findings[j]: findings[j] for j in known},
+    }
+    write_atomic(folder / "site.toml", tomli_w.dumps(body).encode())
+    return folder / "site.toml"
+
+
+def write_pooled_site(files: dict[str, Path], config: RunConfig, folder: Path) -> Path:
+    """Write the site that holds every site's studies in every site's own split.
+
+    Only a simulation can: it is the reference a federation is measured against.
+    """
+    sites = {name: load_site(file) for name, file in files.items()}
+    root = Path(os.path.commonpath([str(site.data.root.resolve()) for site in sites.values()]))
+    parts: dict[str, list[Any]] = {"path": [], "patient": [], "view": [], "split": []}
+    labels = []
+    for name, site in sites.items():
+        data = load_site_data(site, config.data.findings, config.data.image_size, config.data.fit)
+        table = read_studies(site, config.data.findings)
+        place = os.path.relpath(site.data.root.resolve(), root)
+        for split, rows in data.split.items():
+            parts["path"] += [os.path.normpath(f"{place}/{table.path[i]}") for i in rows]
+            parts["patient"] += [f"{name}/{table.patient[i]}" for i in rows]
+            parts["view"] += ["pooled"] * len(rows)
+            parts["split"] += [split] * len(rows)
+            labels.append(data.labels[rows])
+    first = next(iter(sites.values()))
+    like = first.model_copy(
+        update={"data": first.data.model_copy(update={"root": root, "views": ()})}
+    )
+    file = write_table_site(
+        folder, "pooled", like, parts, np.concatenate(labels), config.data.findings
+    )
+    body = read_toml(file)
+    body["device"] = {"threads": first.device.threads}
+    body["evaluate"] = {"min_cell": 1}
+    write_atomic(file, tomli_w.dumps(body).encode())
+    return file

@@ -1,0 +1,145 @@
+"""Run an experiment: sites, pooled reference, federation, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from client.site import load_site
+from common.config import RunConfig
+from common.errors import ConfigError
+from common.files import write_atomic
+from common.model.build import build_model
+from common.pet.phase import trained_count
+from server.checkpoint import read
+from server.ledger import Ledger
+from server.report import write_report
+from server.report_schema import Report
+from server.summary import summarise
+from simulations.engine import Engine, run_inline, run_ray
+from simulations.experiment import Experiment
+from simulations.faults import tamper_with
+from simulations.prepare import prepare_sites, write_pooled_site
+from simulations.view import View
+
+POOLED = "All sites' training studies in one place, the same epochs over all of them; no hospital could."
+
+
+def run_experiment(
+    experiment: Experiment, folder: Path, *, engine: Engine, resume: bool, view: View
+) -> Report:
+    """Run every arm of an experiment and write its report; returns the report.
+
+    Raises:
+        ConfigError: if the folder holds a run and ``resume`` is off, or an engine cannot do
+            what the experiment asks.
+        FedcxrError: whatever stops a run; nothing committed is lost.
+    """
+    quiet_libraries()
+    if (folder / "plan.toml").is_file() and not resume:
+        raise ConfigError(
+            f"{folder} already holds a run", fix="add --resume to go on with it, or use another --out"
+        )
+    if experiment.faults and engine != "inline":
+        raise ConfigError("faults are simulated by the inline engine only", found=engine)
+    folder.mkdir(parents=True, exist_ok=True)
+    view.say(f"{experiment.title}: writing to {folder}")
+    files = prepare_sites(experiment, folder / "sites")
+    config = experiment.run_config(len(files))
+    if "pooled" in experiment.arms:
+        _pooled_arm(experiment, config, files, folder, view)
+    with view.follow(folder, "federated", config.rounds.count):
+        if engine == "ray":
+            threads = experiment.threads or os.cpu_count() or 1
+            run_ray(config, files, folder, threads)
+        else:
+            run_inline(config, files, folder, tamper_with(experiment.faults))
+    report = summarise(
+        folder,
+        experiment.title,
+        trained_count(build_model(config).schema, config),
+        images=_image_bytes(files),
+        thumbnail=_thumbnail(experiment, files, config, view),
+        notes=_notes(experiment),
+    )
+    write_report(report, folder)
+    return report
+
+
+def _pooled_arm(
+    experiment: Experiment,
+    config: RunConfig,
+    files: Mapping[str, Path],
+    folder: Path,
+    view: View,
+) -> None:
+    """Train on all sites' studies at once, as a federation of one, and leave its adapter in arms/."""
+    adapter = folder / "arms" / "pooled.safetensors"
+    if adapter.is_file():
+        return
+    place = folder / "pooled"
+    site = place / "site" / "site.toml"
+    if not site.is_file():
+        write_pooled_site(dict(files), config, site.parent)
+    alone = config.model_copy(
+        update={
+            "rounds": config.rounds.model_copy(update={"sites": 1, "quorum": 1, "cohort": 0}),
+            "evaluate": config.evaluate.model_copy(update={"local": False}),
+        }
+    )
+    with view.follow(place, "pooled", config.rounds.count):
+        run_inline(alone, {"pooled": site}, place)
+    ledger = Ledger(place / "ledger.sqlite")
+    chosen, plan = ledger.get("released")["round"], ledger.get("plan_digest")
+    steps = sum(record["steps"].get("pooled", 0) for record in ledger.rounds())
+    ledger.close()
+    facts = {"description": POOLED, "local_steps": {"pooled": steps}}
+    write_atomic(adapter.with_suffix(".json"), json.dumps(facts).encode())
+    write_atomic(adapter, read(place / "checkpoints", chosen, plan).state.to_bytes())
+
+
+def _thumbnail(
+    experiment: Experiment, files: Mapping[str, Path], config: RunConfig, view: View
+) -> Mapping[str, Mapping[str, object]] | None:
+    if not experiment.thumbnail_baseline:
+        return None
+    from simulations.thumbnail import thumbnail_baseline
+
+    view.say("fitting logistic regression to 32 x 32 thumbnails, as a floor")
+    return thumbnail_baseline(dict(files), config)
+
+
+def _image_bytes(files: Mapping[str, Path]) -> int:
+    """Bytes of all image files the sites' tables name."""
+    from client.data.table import read_studies
+
+    total = 0
+    for file in files.values():
+        site = load_site(file)
+        for path in read_studies(site, ()).path:
+            image = site.data.root / str(path)
+            total += image.stat().st_size if image.is_file() else 0
+    return total
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    notes = [experiment.description] if experiment.description else []
+    if any(spec.phantom for spec in experiment.sites.values()):
+        notes.append(
+            "Procedural phantoms, not patients: this says how the methods compare on this task, "
+            "not how a model performs in a hospital."
+        )
+    notes += [f"Fault on purpose: {f.site} sends {f.kind}." for f in experiment.faults]
+    return notes
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' warnings and logs off the terminal."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
+    for name in ("flwr", "ray", "timm", "peft", "transformers", "PIL", "pydicom", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
