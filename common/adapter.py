@@ -126,7 +126,11 @@ class AdapterState:
 
     @classmethod
     def join(cls, tensors: dict[str, Tensor], residual: Mapping[str, NDArray[np.float32]]) -> AdapterState:
-        """Put adapter tensors and the wire form of a residual back together."""
+        """Put adapter tensors and the wire form of a residual back together.
+
+        Raises:
+            SchemaError: if a residual is not one left and one right matrix per layer.
+        """
         arrays = {name: torch.from_numpy(np.array(a)) for name, a in residual.items()}
         return cls._split({**tensors, **arrays})
 
@@ -134,6 +138,10 @@ class AdapterState:
     def _split(cls, flat: Mapping[str, Tensor]) -> AdapterState:
         tensors = {n: t for n, t in flat.items() if not n.startswith(_RESIDUAL)}
         layers = {n.removeprefix(_RESIDUAL).rpartition(".")[0] for n in flat if n not in tensors}
+        pairs = {f"{_RESIDUAL}{layer}.{side}" for layer in layers for side in ("left", "right")}
+        matrices = all(flat[n].ndim == 2 for n in flat if n not in tensors)
+        if not matrices or pairs != set(flat) - set(tensors):
+            raise SchemaError("a residual is not one left and one right matrix per layer")
         residual = {
             layer: Factors(flat[f"{_RESIDUAL}{layer}.left"], flat[f"{_RESIDUAL}{layer}.right"])
             for layer in sorted(layers)

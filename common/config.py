@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from common.errors import ConfigError, LabelError, closest
@@ -36,10 +37,11 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
-def _comma_list(value: object) -> object:
+def comma_list(value: object) -> object:
+    """Split ``a, b`` from a flat config or the command line into a tuple."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def _vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ def _vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
     return known
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
 Findings = Annotated[Names, AfterValidator(_vocabulary), Field(min_length=1)]
 
 
@@ -60,7 +62,7 @@ def _scope(value: str) -> str:
     if value == "all":
         return value
     kind, _, count = value.partition("-")
-    if kind != "last" or not count.isdigit() or int(count) < 1:
+    if kind != "last" or not (count.isascii() and count.isdigit()) or int(count) < 1:
         raise ValueError("expected 'all' or 'last-K' with K at least 1, for example 'last-4'")
     return value
 
@@ -69,6 +71,14 @@ class Section(BaseModel):
     """A branch of the tree: frozen, no unknown keys, no NaN, no silent type changes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, tree: object) -> object:
+        """TOML has only lists; a frozen tree holds tuples."""
+        if not isinstance(tree, dict):
+            return tree
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
 
 
 class DataConfig(Section):
@@ -298,9 +308,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError("--set takes key=value", found=text, fix="for example --set pet.rank=4")
     try:
-        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+        parsed = tomllib.loads(f"value = {raw}")
     except tomllib.TOMLDecodeError:
         return key.strip(), raw.strip()
+    return key.strip(), parsed["value"] if len(parsed) == 1 else raw.strip()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from numpy.typing import NDArray
 
 from common.errors import SchemaError
 from common.protocol import MESSAGE_TYPES, Answer, Instruction
 
 _STAGE_OF = {message_type: stage for stage, message_type in MESSAGE_TYPES.items()}
+_INSTRUCTION = {"instruction": ConfigRecord, "adapter": ArrayRecord, "residual": ArrayRecord}
+_FIELDS = {
+    "round": int,
+    "plan-digest": str,
+    "code-digest": str,
+    "base-digest": str,
+    "arm": str,
+    "split": str,
+}
+_ANSWER = {"site": ConfigRecord, "update": ArrayRecord, "metrics": MetricRecord}
+_CODE = re.compile(r"(E_[A-Z0-9_]{1,40})?")
 
 
 def instruction_to_records(instruction: Instruction) -> RecordDict:
@@ -35,12 +52,14 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
     """Read what ``instruction_to_records`` wrote.
 
     Raises:
-        SchemaError: if the message is not one of ours.
+        SchemaError: if the message is not one of ours, or an array cannot be read.
     """
     config = records.config_records.get("instruction")
     if config is None or message_type not in _STAGE_OF:
         raise SchemaError("a message is not an instruction of this protocol", found=message_type)
-    adapter = records.array_records.get("adapter")
+    _check_kinds(records, _INSTRUCTION)
+    if {key: type(value) for key, value in config.items()} != _FIELDS:
+        raise SchemaError("an instruction's fields are not those of this protocol")
     residual = records.array_records.get("residual")
     return Instruction(
         stage=_STAGE_OF[message_type],
@@ -48,8 +67,8 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
         code_digest=str(config["code-digest"]),
         base_digest=str(config["base-digest"]),
         round=int(config["round"]),  # type: ignore[arg-type]
-        adapter=None if adapter is None else adapter["values"].numpy(),
-        residual={} if residual is None else {k: v.numpy() for k, v in residual.items()},
+        adapter=_one_array(records, "adapter"),
+        residual={} if residual is None else {k: _array(v) for k, v in residual.items()},
         arm=str(config["arm"]),
         split="validation" if config["split"] == "validation" else "test",
     )
@@ -70,25 +89,54 @@ def answer_from_records(records: RecordDict) -> Answer:
     """Read a site's reply.
 
     Raises:
-        SchemaError: if a record is missing, unexpected, or an update is not one flat array.
+        SchemaError: if a record is missing, unexpected or of another kind, the code is not a
+            code, an update is not one flat array, or the array cannot be read.
     """
     site = records.config_records.get("site")
     if site is None or not isinstance(site.get("name"), str):
         raise SchemaError("a reply does not say which site it is from")
-    unknown = set(records) - {"site", "update", "metrics"}
-    if unknown:
-        raise SchemaError("a reply holds records the protocol does not know", found=f"{len(unknown)}")
-    update = records.array_records.get("update")
-    if update is not None and set(update) != {"values"}:
-        raise SchemaError("an update is more than one flat array", found=f"{len(update)} arrays, expected 1")
+    _check_kinds(records, _ANSWER)
+    code = site.get("code")
+    if set(site) != {"name", "code"} or not isinstance(code, str) or not _CODE.fullmatch(code):
+        raise SchemaError("a reply says more of its site than a name and a code")
     return Answer(
         site=str(site["name"]),
-        code=str(site.get("code", "")),
-        update=None if update is None else update["values"].numpy(),
-        metrics=dict(records.metric_records.get("metrics") or {}),
+        code=code,
+        update=_one_array(records, "update"),
+        metrics=dict(records.metric_records.get("metrics") or {}),  # type: ignore[arg-type]
     )
 
 
 def message_bytes(message: Message) -> int:
     """Bytes a message takes on the wire: every object Flower would push for it."""
     return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+
+
+def _check_kinds(records: RecordDict, kinds: Mapping[str, type]) -> None:
+    unknown = [n for n, record in records.items() if not isinstance(record, kinds.get(n, ()))]
+    if unknown:
+        raise SchemaError(
+            "a message holds records the protocol does not know", found=f"{len(unknown)}"
+        )
+
+
+def _one_array(records: RecordDict, name: str) -> NDArray[Any] | None:
+    arrays = records.array_records.get(name)
+    if arrays is None:
+        return None
+    if set(arrays) != {"values"}:
+        raise SchemaError(
+            f"the record {name!r} is not one flat array", found=f"{len(arrays)} arrays, expected 1"
+        )
+    return _array(arrays["values"])
+
+
+def _array(array: Array) -> NDArray[Any]:
+    """Read an array; numpy's reader fails in many ways on bytes that somebody else wrote."""
+    try:
+        values = array.numpy()
+    except Exception:  # noqa: BLE001
+        raise SchemaError("an array cannot be read") from None
+    if not isinstance(values, np.ndarray):
+        raise SchemaError("an array cannot be read", found=type(values).__name__)
+    return values

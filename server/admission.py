@@ -13,6 +13,9 @@ from common.errors import NonFiniteError, NormError, SchemaError, SiteError, Wei
 from common.protocol import Answer, Value
 from server.update import SiteUpdate
 
+_SINGLE = ("loss", "steps", "validation-auroc")
+"""Metrics the round's record keeps one number of."""
+
 
 def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, registered: int) -> SiteUpdate:
     """Turn an answer into an update, or say why not.
@@ -53,17 +56,17 @@ def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, r
         )
     examples = _examples(answer.metrics, config, registered)
     labelled = _labelled(answer.metrics, len(config.data.findings), examples)
-    for key in ("loss", "validation-auroc"):
-        value = answer.metrics.get(key, 0.0)
-        if isinstance(value, list) or not np.isfinite(value):
-            raise NonFiniteError(f"metric {key!r} is not a finite number")
+    for key, value in answer.metrics.items():
+        single = not isinstance(value, list) or key not in _SINGLE
+        if not single or not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+            raise NonFiniteError("a metric is not a finite number")
     return SiteUpdate(site, examples, labelled, schema.unpack(update))
 
 
 def _examples(metrics: Mapping[str, Value], config: RunConfig, registered: int) -> int:
     value = metrics.get("num-examples")
     limit = min(registered, config.strategy.max_examples)
-    if not isinstance(value, int) or not 0 < value <= limit:
+    if type(value) is not int or not 0 < value <= limit:
         raise WeightError(
             "num-examples is not a whole number the site can have",
             found=f"{value!r}, expected 1 to {limit}",

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from common.adapter import AdapterState
-from common.errors import CheckpointError
+from common.errors import CheckpointError, SchemaError
 from common.files import sync_folder, write_atomic
 
 _MANIFEST = "manifest.json"
@@ -71,31 +71,33 @@ def read(folder: Path, round_number: int, plan_digest: str) -> Checkpoint:
         sound = all(
             hashlib.sha256(data[name]).hexdigest() == digest for name, digest in manifest["sha256"].items()
         )
-        if not sound:
-            raise CheckpointError(f"{place.name}: a file differs from its hash in the manifest")
+        if not sound or manifest["round"] != round_number:
+            raise CheckpointError(f"{place.name}: a file differs from what the manifest says")
+        plan, record = manifest["plan"], manifest["record"]
         state = AdapterState.from_bytes(data["adapter.safetensors"])
         memory = load(data["memory.safetensors"])
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, SchemaError):
         raise CheckpointError(
             f"{place.name}: missing or damaged",
             fix="resume falls back to the newest sound round when this folder is removed",
         ) from None
-    if manifest["plan"] != plan_digest:
+    if plan != plan_digest:
         raise CheckpointError(
             f"{place.name} belongs to another plan",
-            found=f"{manifest['plan'][:12]}, expected {plan_digest[:12]}",
+            found=f"{plan[:12]}, expected {plan_digest[:12]}",
             fix="use another --out folder, or the settings this folder was started with",
         )
-    return Checkpoint(manifest["round"], state, memory, manifest["record"])
+    return Checkpoint(round_number, state, memory, record)
 
 
 def committed(folder: Path) -> list[int]:
     """Return the numbers of the rounds on disk, in order."""
-    return sorted(int(p.name.removeprefix("round-")) for p in folder.glob("round-*"))
+    numbers = (p.name.removeprefix("round-") for p in folder.glob("round-*"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def sound_rounds(folder: Path, plan_digest: str) -> Iterator[Checkpoint]:
-    """Yield rounds from the first until one is damaged; what follows a damaged one is removed.
+    """Yield rounds from the first until one is damaged or missing; what follows is removed.
 
     Raises:
         CheckpointError: if a sound round belongs to another plan.
@@ -103,6 +105,8 @@ def sound_rounds(folder: Path, plan_digest: str) -> Iterator[Checkpoint]:
     numbers = committed(folder)
     for position, number in enumerate(numbers):
         try:
+            if number != position + 1:
+                raise CheckpointError(f"round {position + 1} is missing")
             yield read(folder, number, plan_digest)
         except CheckpointError as error:
             if "another plan" in error.problem:

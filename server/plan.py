@@ -20,6 +20,7 @@ from common.errors import CheckpointError
 from common.files import write_atomic
 from common.model.build import CxrModel, build_model
 from common.model.digest import code_digest
+from common.pet.phase import trained_count
 from common.protocol import Split
 from server.checkpoint import Checkpoint
 from server.exchange import Reply
@@ -75,7 +76,9 @@ def write_plan(config: RunConfig, base_digest: str, folder: Path) -> str:
     Raises:
         CheckpointError: if the folder holds another plan, naming the first value that differs.
     """
-    identity = {"config": config.to_flat(), "base": base_digest, "code": code_digest()}
+    decided = {key: value for key, value in config.to_flat().items() if key != "model.weights"}
+    # Where the weights lie differs between machines; what they are is the base digest.
+    identity = {"config": decided, "base": base_digest, "code": code_digest()}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     file = folder / "plan.toml"
     if file.is_file():
@@ -120,9 +123,16 @@ def _describe(ledger: Ledger, config: RunConfig, model: CxrModel, plan_digest: s
     ledger.put("code_digest", code_digest())
     ledger.put("base_digest", model.base_digest)
     ledger.put("versions", versions())
-    ledger.put("base_parameters", model.base_numel)
+    trained = trained_count(model.schema, config)
+    ledger.put("trained_parameters", trained)
+    ledger.put("base_parameters", model.base_numel - _trained_of_base(model))
     text = f"plan {plan_digest[:12]}: {config.pet.method} on {config.model.backbone}"
     ledger.event("plan", text, digest=plan_digest, started=time.time())
+
+
+def _trained_of_base(model: CxrModel) -> int:
+    """Parameters of the base that the method itself trains (bitfit, norm, full)."""
+    return sum(p.numel() for n, p in model.parameters.items() if n in model.base_names)
 
 
 def _local_stage(federation: Federation) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import RunError
 from common.metrics.summary import Difference, SiteMetrics
 from common.protocol import metrics_from_wire
 from server.ledger import Ledger
 from server.report_arms import build_arm, build_comparison, find_worse
 from server.report_schema import (
     Arm,
-    BaselineResult,
     BytesPart,
     ModelPart,
     PetPart,
@@ -30,23 +30,20 @@ DESCRIPTIONS = {
 }
 
 
-def summarise(
-    folder: Path,
-    title: str,
-    trained_parameters: int,
-    *,
-    images: int | None = None,
-    thumbnail: Mapping[str, Mapping[str, BaselineResult]] | None = None,
-    notes: Sequence[str] = (),
-) -> Report:
+def summarise(folder: Path) -> Report:
     """Read ``folder/ledger.sqlite`` and lay its facts out as a report.
 
-    ``images`` is what moving every site's images would have sent, in bytes, where it is known.
+    Raises:
+        RunError: if the folder holds no run, or a run that has not reached its first round.
     """
+    if not (folder / "ledger.sqlite").is_file():
+        raise RunError(f"{folder} holds no run", fix="name the folder given to --out")
     ledger = Ledger(folder / "ledger.sqlite")
     try:
-        config = RunConfig.from_flat(ledger.get("config"))
-        rounds = [r for r in ledger.rounds()]
+        config, rounds = RunConfig.from_flat(ledger.get("config") or {}), ledger.rounds()
+        if not rounds:
+            raise RunError(f"{folder} holds no committed round yet")
+        told = ledger.get("report") or {}
         results, gains = _results(ledger, config)
         arms = _arms(results, rounds, ledger.get("local_steps") or {}, folder / "arms")
         macro = {site: g.get("macro") for site, g in gains.items()}
@@ -56,10 +53,11 @@ def summarise(
         }
         compared = "local" in arms and "federated" in arms
         worse = find_worse(arms["local"], arms["federated"], macro, findings) if compared else ()
-        total = ledger.get("base_parameters") + trained_parameters
+        trained = ledger.get("trained_parameters")
+        total = ledger.get("base_parameters") + trained
         released = ledger.get("released") or {}
         return Report(
-            title=title,
+            title=told.get("title", "A federated run"),
             created=datetime.now(timezone.utc),
             plan_digest=ledger.get("plan_digest"),
             code_digest=ledger.get("code_digest"),
@@ -72,19 +70,19 @@ def summarise(
             ),
             pet=PetPart(
                 method=config.pet.method,
-                trained_parameters=trained_parameters,
-                trained_share=min(1.0, trained_parameters / total),
+                trained_parameters=trained,
+                trained_share=trained / total,
                 aggregation=_aggregation(config),
             ),
-            bytes=_bytes(rounds, images),
+            bytes=_bytes(rounds, told.get("images")),
             rounds=_rounds(rounds, ledger),
             sites={name: _site(facts) for name, facts in ledger.sites().items()},
             arms=arms,
             comparison=build_comparison(macro) if compared else None,
             worse_sites=worse,
-            thumbnail_baseline=thumbnail,  # type: ignore[arg-type]
+            thumbnail_baseline=told.get("thumbnail"),
             adapter_sha256=released.get("sha256"),
-            notes=tuple(notes),
+            notes=tuple(told.get("notes", ())),
         )
     finally:
         ledger.close()

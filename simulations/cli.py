@@ -77,8 +77,9 @@ def run(
     """
     with fail_clearly(as_json):
         from common.errors import ConfigError
-        from simulations.experiment import load_experiment
-        from simulations.run import run_experiment
+        from server.report_words import headline
+        from simulations.experiment import load_experiments
+        from simulations.run import run_series
         from simulations.view import View
 
         if engine not in ("inline", "ray"):
@@ -88,22 +89,28 @@ def run(
         if resume and out is None:
             raise ConfigError("--resume needs the run's folder", fix="add --out FOLDER")
         changes = [*(assignments or []), *([f"arms={arms}"] if arms else [])]
-        described = load_experiment(experiment, changes)
+        described = load_experiments(experiment, changes)
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"{Path(experiment).stem}-{stamp}"
         view = View("json" if as_json else "quiet" if quiet else "live")
-        report = run_experiment(
-            described, folder, engine=engine, resume=resume, view=view  # type: ignore[arg-type]
+        reports = run_series(
+            described,
+            folder,
+            engine="ray" if engine == "ray" else "inline",
+            resume=resume,
+            view=view,
         )
-        page = (folder / "report.html").resolve()
-        if as_json:
-            view.say(f"report: {page}")
-            return
-        from server.report_words import headline
-
-        if not quiet:
-            typer.echo(headline(report))
-        typer.echo(f"Report: {page}")
+        for place, report in reports.items():
+            page = (place / "report.html").resolve()
+            if as_json:
+                view.say(f"report: {page}")
+                continue
+            if not quiet:
+                answer = headline(report)
+                typer.echo(f"\n{answer.answer}")
+                for detail in answer.details:
+                    typer.echo(detail)
+            typer.echo(f"Report: {page}")
 
 
 @app.command("list")

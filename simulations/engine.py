@@ -57,9 +57,11 @@ def run_ray(config: RunConfig, files: Mapping[str, Path], folder: Path, threads:
     os.environ[RUN_FOLDER] = str(folder)
     app = folder / "flower-app"
     flat = config.to_flat()
-    section = {"components": {"serverapp": "server.app:app", "clientapp": "client.app:app"}}
-    project = {"tool": {"flwr": {"app": {**section, "config": flat}}}}
-    write_atomic(app / "pyproject.toml", tomli_w.dumps(project).encode())
+    components = {"serverapp": "server.app:app", "clientapp": "client.app:app"}
+    described = {"publisher": "fedcxr", "components": components, "config": flat}
+    project = {"name": "fedcxr", "version": "0", "license": "Apache-2.0", "description": "a run"}
+    content = {"project": project, "tool": {"flwr": {"app": described}}}
+    write_atomic(app / "pyproject.toml", tomli_w.dumps(content).encode())
     run = Run.create_empty(RUN_ID)
     run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
     run.override_config = dict(flat)

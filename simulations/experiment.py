@@ -15,6 +15,7 @@ from common.config import (
     Positive,
     RunConfig,
     Section,
+    comma_list,
     merge,
     parse_assignment,
     read_toml,
@@ -32,7 +33,7 @@ class ExperimentData(DataConfig):
     """What is learnt, and on this machine where from."""
 
     root: str = ""
-    """Folder that the sites' tables are relative to."""
+    """Folder that the sites' tables, and model.weights, are relative to."""
 
 
 class PhantomSpec(Section):
@@ -93,12 +94,6 @@ class PartitionSpec(Section):
     """Column of the table to divide by."""
 
 
-def _arms(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
-
-
 class Experiment(RunConfig):
     """Everything ``fedcxr-simulate run`` needs."""
 
@@ -109,13 +104,14 @@ class Experiment(RunConfig):
     data: ExperimentData = ExperimentData()
     sites: dict[str, SiteSpec] = {}
     partition: PartitionSpec | None = None
-    arms: Annotated[tuple[Arm, ...], BeforeValidator(_arms)] = ("local", "federated", "pooled")
+    arms: Annotated[tuple[Arm, ...], BeforeValidator(comma_list)] = ("local", "federated", "pooled")
     """What is compared."""
     thumbnail_baseline: bool = False
     """Also fit logistic regression to 32 x 32 thumbnails at every site."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads per site; 0: all cores."""
-    faults: Annotated[tuple[Fault, ...], BeforeValidator(_arms)] = ()
+    faults: tuple[Fault, ...] = ()
+    """Sites that misbehave on purpose; for the inline engine."""
 
     @model_validator(mode="after")
     def _has_sites(self) -> Self:
@@ -128,6 +124,9 @@ class Experiment(RunConfig):
     def run_config(self, sites: int) -> RunConfig:
         """Return what travels: the same values without anything about this machine."""
         tree = {name: getattr(self, name) for name in RunConfig.model_fields}
+        weights = Path(self.data.root).expanduser() / self.model.weights
+        if self.model.weights and not Path(self.model.weights).exists() and weights.exists():
+            tree["model"] = self.model.model_copy(update={"weights": str(weights.resolve())})
         tree["data"] = DataConfig(**self.data.model_dump(exclude={"root"}))
         tree["rounds"] = self.rounds.model_copy(update={"sites": sites})
         local = self.evaluate.local and "local" in self.arms
@@ -141,25 +140,42 @@ def shipped() -> dict[str, Path]:
     return {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if f.name.endswith(".toml")}
 
 
-def load_experiment(name: str, assignments: Sequence[str] = ()) -> Experiment:
+def load_experiments(name: str, assignments: Sequence[str] = ()) -> dict[str, Experiment]:
     """Read an experiment by file or shipped name and lay ``key=value`` assignments on top.
+
+    A file may be a ``series`` of others beside it, and may extend another beside it by
+    ``extends``. Returns name -> experiment, one entry but for a series.
 
     Raises:
         ConfigError: if there is no such file or name, or a key or value is wrong.
     """
-    path = Path(name)
-    if not path.is_file():
-        known = shipped()
-        if path.stem not in known or path.suffix not in ("", ".toml"):
-            raise ConfigError(
-                f"there is no experiment {name!r}",
-                found=", ".join(sorted(known)),
-                fix=closest(name, known) or "give a TOML file or one of the names found",
-            )
-        path = known[path.stem]
+    path = _find(name)
     tree = read_toml(path)
     over: dict[str, Any] = {}
     for text in assignments:
         key, value = parse_assignment(text)
         set_key(over, key, value)
-    return Experiment.build(merge(tree, over))
+    names = tree.get("series") or [path.stem]
+    members = [path.parent / f"{member}.toml" for member in names] if "series" in tree else [path]
+    return {
+        member.stem: Experiment.build(merge(_with_base(member), over)) for member in members
+    }
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    tree = read_toml(path)
+    base = tree.pop("extends", None)
+    return merge(_with_base(path.parent / f"{base}.toml"), tree) if base else tree
+
+
+def _find(name: str) -> Path:
+    path, known = Path(name), shipped()
+    if path.is_file():
+        return path
+    if path.stem in known and path.suffix in ("", ".toml"):
+        return known[path.stem]
+    raise ConfigError(
+        f"there is no experiment {name!r}",
+        found=", ".join(sorted(known)),
+        fix=closest(name, known) or "give a TOML file or one of the names found",
+    )

@@ -13,8 +13,6 @@ from client.site import load_site
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import write_atomic
-from common.model.build import build_model
-from common.pet.phase import trained_count
 from server.checkpoint import read
 from server.ledger import Ledger
 from server.report import write_report
@@ -27,6 +25,24 @@ from simulations.prepare import prepare_sites, write_pooled_site
 from simulations.view import View
 
 POOLED = "All sites' training studies in one place, the same epochs over all of them; no hospital could."
+
+
+def run_series(
+    experiments: Mapping[str, Experiment],
+    folder: Path,
+    *,
+    engine: Engine,
+    resume: bool,
+    view: View,
+) -> dict[Path, Report]:
+    """Run experiments one after the other; several go to subfolders. Returns folder -> report."""
+    places = {
+        name: folder / name if len(experiments) > 1 else folder for name in experiments
+    }
+    return {
+        place: run_experiment(experiments[name], place, engine=engine, resume=resume, view=view)
+        for name, place in places.items()
+    }
 
 
 def run_experiment(
@@ -58,14 +74,8 @@ def run_experiment(
             run_ray(config, files, folder, threads)
         else:
             run_inline(config, files, folder, tamper_with(experiment.faults))
-    report = summarise(
-        folder,
-        experiment.title,
-        trained_count(build_model(config).schema, config),
-        images=_image_bytes(files),
-        thumbnail=_thumbnail(experiment, files, config, view),
-        notes=_notes(experiment),
-    )
+    _tell_the_report(experiment, files, config, folder, view)
+    report = summarise(folder)
     write_report(report, folder)
     return report
 
@@ -102,15 +112,30 @@ def _pooled_arm(
     write_atomic(adapter, read(place / "checkpoints", chosen, plan).state.to_bytes())
 
 
-def _thumbnail(
-    experiment: Experiment, files: Mapping[str, Path], config: RunConfig, view: View
-) -> Mapping[str, Mapping[str, object]] | None:
-    if not experiment.thumbnail_baseline:
-        return None
-    from simulations.thumbnail import thumbnail_baseline
+def _tell_the_report(
+    experiment: Experiment,
+    files: Mapping[str, Path],
+    config: RunConfig,
+    folder: Path,
+    view: View,
+) -> None:
+    """Leave in the ledger what only a simulation knows about its sites."""
+    thumbnail = None
+    if experiment.thumbnail_baseline:
+        from simulations.thumbnail import thumbnail_baseline
 
-    view.say("fitting logistic regression to 32 x 32 thumbnails, as a floor")
-    return thumbnail_baseline(dict(files), config)
+        view.say("fitting logistic regression to 32 x 32 thumbnails, as a floor")
+        results = thumbnail_baseline(dict(files), config)
+        thumbnail = {s: {f: r.model_dump() for f, r in of.items()} for s, of in results.items()}
+    told = {
+        "title": experiment.title,
+        "notes": _notes(experiment),
+        "images": _image_bytes(files),
+        "thumbnail": thumbnail,
+    }
+    ledger = Ledger(folder / "ledger.sqlite")
+    ledger.put("report", told)
+    ledger.close()
 
 
 def _image_bytes(files: Mapping[str, Path]) -> int:

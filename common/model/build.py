@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from copy import copy
-from importlib.resources import as_file, files
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,24 @@ def embedded_architecture() -> dict[str, Any]:
     }
 
 
+def embedded_file() -> Path:
+    """Return the embedded weights: beside this file, or in the installed distribution.
+
+    A Flower App Bundle carries code only, so its copy of this package finds them in the wheel
+    installed in the same environment.
+    """
+    beside = Path(__file__).parent / "embedded" / EMBEDDED
+    if not beside.is_file():
+        try:
+            installed = files("fedcxr") or []
+        except PackageNotFoundError:
+            installed = []
+        for file in installed:
+            if file.name == EMBEDDED:
+                return Path(str(file.locate()))
+    return beside
+
+
 class CxrModel:
     """A frozen base, an adapter in it, and a head with one logit per finding."""
 
@@ -61,7 +79,7 @@ class CxrModel:
         self.arch = architecture_of(self.net)
         self.findings = config.data.findings
         _initialise_head(self.net.get_submodule(self.head_name), config.seed)
-        self._base_names = [n for n in self.net.state_dict() if not self._is_head(n)]
+        self.base_names = [n for n in self.net.state_dict() if not self._is_head(n)]
         self.base_digest = self.current_base_digest()
         self._insert_pet()
         self._residual_hooks: list[RemovableHandle] = []
@@ -105,7 +123,7 @@ class CxrModel:
                 live[plain] = tensor
         for fused, qkv in parts.items():
             live[fused] = torch.cat([qkv[part] for part in QKV_PARTS])
-        return {name: live[name] for name in self._base_names}
+        return {name: live[name] for name in self.base_names}
 
     def current_base_digest(self) -> str:
         """Hash the base as it stands in memory now.
@@ -239,8 +257,7 @@ def _base(config: RunConfig) -> tuple[Any, tuple[float, ...], tuple[float, ...]]
     if model.weights:
         load_weights(net, Path(model.weights).expanduser(), head)
     elif model.backbone == "embedded":
-        with as_file(files("common.model") / "embedded" / EMBEDDED) as path:
-            load_weights(net, path, head)
+        load_weights(net, embedded_file(), head)
     if model.backbone == "embedded":
         return net, (EMBEDDED_MEAN,), (EMBEDDED_STD,)
     return net, tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])

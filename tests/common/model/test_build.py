@@ -126,6 +126,12 @@ def test_an_unknown_backbone_is_named(make_model, backbone, fix):
     assert caught.value.fix == fix or fix == ""
 
 
+def test_a_size_the_backbone_cannot_take_is_said(make_model):
+    with pytest.raises(ModelError, match="image_size = 100") as caught:
+        make_model(model__backbone="timm:xcit_nano_12_p16_224", data__image_size=100)
+    assert "patch" in caught.value.found and "multiple of the patch" in caught.value.fix
+
+
 @pytest.mark.parametrize(("pool", "norm"), [("avg", "fc_norm"), ("token", "norm"), ("auto", "norm")])
 def test_pool_is_passed_on(make_model, pool, norm):
     model = make_model(model__pool=pool, pet__method="head", pet__final_norm=True)

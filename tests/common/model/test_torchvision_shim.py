@@ -7,7 +7,7 @@ import sys
 
 
 def test_torchvision_s_users_import(repository):
-    lines = "import common.model.torchvision_shim, timm, peft; print(timm.create_model('test_vit').num_classes)"
+    lines = "import common.pet.lora, timm, transformers; print(timm.create_model('test_vit').num_classes)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", lines], cwd=repository, capture_output=True, text=True, check=False
     )

@@ -1,0 +1,226 @@
+"""Instructions and answers through Flower's own serialisation, byte by byte as the network carries them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import SchemaError
+from common.protocol import MESSAGE_TYPES, Answer, Instruction
+from common.wire import (
+    answer_from_records,
+    answer_to_records,
+    instruction_from_records,
+    instruction_to_records,
+    message_bytes,
+)
+
+FRAMING = 2048
+"""Bytes that a message of one array may cost beyond its numbers (each 20 MiB chunk adds a header)."""
+
+
+def message(content=None, error=None, message_type="train.round"):
+    metadata = Metadata(
+        run_id=1,
+        message_id="0" * 64,
+        src_node_id=2**63,
+        dst_node_id=2**62,
+        reply_to_message_id="1" * 64,
+        group_id="12",
+        created_at=1.0,
+        ttl=3600.0,
+        message_type=message_type,
+        src_task_id=1,
+        dst_task_id=2,
+    )
+    return Message(content=content, error=error, metadata=metadata)
+
+
+def through_the_network(records, message_type="train.round"):
+    """Take a message apart into the objects Flower pushes, and put it together from their bytes."""
+    sent = message(records, message_type=message_type)
+    parts = {object_id: part.deflate() for object_id, part in get_all_nested_objects(sent).items()}
+    total = sum(map(len, parts.values()))
+    assert message_bytes(sent) == total
+    received = inflate_object_from_contents(sent.object_id, parts)
+    return received.content
+
+
+digest = st.text(alphabet="0123456789abcdef", min_size=64, max_size=64)
+vector = st.lists(st.floats(width=32), max_size=30).map(lambda v: np.array(v, dtype=np.float32))
+matrix = st.integers(1, 3).map(lambda n: np.arange(2.0 * n, dtype=np.float32).reshape(2, n))
+layer = st.sampled_from(["residual:blocks.0.attn.qkv.left", "residual:blocks.11.mlp.fc1.right"])
+instructions = st.builds(
+    Instruction,
+    stage=st.sampled_from(list(MESSAGE_TYPES)),
+    plan_digest=digest,
+    code_digest=digest,
+    base_digest=digest,
+    round=st.integers(0, 10_000),
+    adapter=st.one_of(st.none(), vector),
+    residual=st.dictionaries(layer, matrix),
+    arm=st.sampled_from(["", "local", "federated"]),
+    split=st.sampled_from(["validation", "test"]),
+)
+metrics = st.dictionaries(
+    st.sampled_from(["loss", "num-examples", "labelled", "effusion.interval"]),
+    st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False), st.lists(st.integers(0, 99), min_size=1)),
+)
+answers = st.builds(
+    Answer,
+    site=st.text(min_size=1, max_size=20),
+    code=st.sampled_from(["", "E_LABELS", "E_INTERNAL"]),
+    update=st.one_of(st.none(), vector, vector.map(lambda v: np.nan_to_num(v).clip(-9, 9).astype(np.float16))),
+    metrics=metrics,
+)
+
+
+def same(a, b):
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@settings(deadline=None, max_examples=40)
+@given(instructions)
+def test_an_instruction_arrives_as_it_was_sent(sent):
+    message_type = MESSAGE_TYPES[sent.stage]
+    got = instruction_from_records(message_type, through_the_network(instruction_to_records(sent), message_type))
+    plain = ("stage", "plan_digest", "code_digest", "base_digest", "round", "arm", "split")
+    assert [getattr(got, n) for n in plain] == [getattr(sent, n) for n in plain]
+    assert same(got.adapter, sent.adapter)
+    assert got.residual.keys() == sent.residual.keys()
+    assert all(same(got.residual[n], sent.residual[n]) for n in sent.residual)
+
+
+@settings(deadline=None, max_examples=40)
+@given(answers)
+def test_an_answer_arrives_as_it_was_sent(sent):
+    got = answer_from_records(through_the_network(answer_to_records(sent)))
+    assert (got.site, got.code, got.metrics) == (sent.site, sent.code, sent.metrics)
+    assert same(got.update, sent.update)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("numel", [1, 1000, 2_370_062])
+def test_framing_is_small_and_does_not_grow(numel, dtype):
+    values = np.random.default_rng(0).random(numel).astype(dtype)
+    metrics = {"num-examples": 100, "labelled": [100] * 14, "loss": 0.5, "steps": 4, "seconds": 1.5}
+    answer = message(answer_to_records(Answer("north", update=values, metrics=metrics)))
+    assert 0 < message_bytes(answer) - values.nbytes < FRAMING
+
+
+def test_an_instruction_s_framing_is_small_too():
+    values = np.random.default_rng(0).random(100_000).astype(np.float32)
+    sent = Instruction("train", "a" * 64, "b" * 64, "c" * 64, 3, values)
+    assert 0 < message_bytes(message(instruction_to_records(sent))) - values.nbytes < FRAMING
+
+
+def test_an_error_has_a_size_too():
+    assert 0 < message_bytes(message(error=Error(code=5, reason="gone"))) < FRAMING
+
+
+# ---------------------------------------------------------------------- what is not ours
+
+
+def good():
+    return answer_to_records(Answer("north", update=np.ones(3, dtype=np.float32), metrics={"loss": 1.0}))
+
+
+def array(values=(1.0,)):
+    return Array(np.array(values, dtype=np.float32))
+
+
+def spoil(name, record):
+    records = good()
+    records[name] = record
+    return records
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param(RecordDict(), id="empty"),
+        pytest.param(RecordDict({"metrics": MetricRecord({"loss": 1.0})}), id="no site"),
+        pytest.param(spoil("site", ConfigRecord({"name": 3, "code": ""})), id="a site that is no name"),
+        pytest.param(spoil("site", ConfigRecord({"code": ""})), id="a nameless site"),
+        pytest.param(spoil("site", MetricRecord({"name": 1})), id="a site of another kind"),
+        pytest.param(spoil("site", ConfigRecord({"name": "n", "code": "", "mrn": "7"})), id="more about the site"),
+        pytest.param(spoil("site", ConfigRecord({"name": "n", "code": "No file P01.dcm"})), id="words for a code"),
+        pytest.param(spoil("site", ConfigRecord({"name": "n", "code": 3})), id="a number for a code"),
+        pytest.param(spoil("patients", ConfigRecord({"ids": "1 2"})), id="an extra record"),
+        pytest.param(spoil("weights", ArrayRecord({"values": array()})), id="an extra array record"),
+        pytest.param(spoil("update", ArrayRecord({"values": array(), "more": array()})), id="an extra array"),
+        pytest.param(spoil("update", ArrayRecord({"other": array()})), id="another array"),
+        pytest.param(spoil("update", ArrayRecord()), id="no array"),
+        pytest.param(spoil("update", MetricRecord({"values": 1.0})), id="an update of another kind"),
+        pytest.param(spoil("metrics", ConfigRecord({"name": "Doe^Jane"})), id="metrics of another kind"),
+    ],
+)
+def test_a_reply_that_is_not_ours_is_refused(records):
+    with pytest.raises(SchemaError):
+        answer_from_records(through_the_network(records))
+
+
+PICKLED = Array("object", (1,), "numpy.ndarray", b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }             \nx")
+HUGE = Array("float32", (2**60,), "numpy.ndarray", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976,), }" + b" " * 45 + b"\n")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(Array("float32", (3,), "numpy.ndarray", b"not an array"), id="garbage"),
+        pytest.param(Array("float32", (3,), "numpy.ndarray", b""), id="nothing"),
+        pytest.param(Array("float32", (3,), "numpy.ndarray", array([1.0] * 99).data[:-4]), id="cut short"),
+        pytest.param(Array("float32", (3,), "torch.tensor", array().data), id="another serialisation"),
+        pytest.param(PICKLED, id="a pickle"),
+        pytest.param(HUGE, id="larger than memory"),
+        pytest.param(Array("float32", (3,), "numpy.ndarray", b"PK\x03\x04" + b"\0" * 40), id="a zip"),
+    ],
+)
+def test_an_array_that_cannot_be_read_is_a_schema_error_and_not_a_crash(broken):
+    with pytest.raises(SchemaError):
+        answer_from_records(through_the_network(spoil("update", ArrayRecord({"values": broken}))))
+    records = instruction_to_records(Instruction("train", "a", "b", "c"))
+    records["adapter"] = ArrayRecord({"values": broken})
+    with pytest.raises(SchemaError):
+        instruction_from_records("train.round", through_the_network(records))
+
+
+def asked(**changes):
+    records = instruction_to_records(Instruction("train", "a", "b", "c", 1))
+    for name, record in changes.items():
+        records[name] = record
+    return records
+
+
+SOUND = {"round": 1, "plan-digest": "a", "code-digest": "b", "base-digest": "c", "arm": "", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("message_type", "records"),
+    [
+        pytest.param("train.round", RecordDict(), id="empty"),
+        pytest.param("train.other", asked(), id="another stage"),
+        pytest.param("train.round", asked(instruction=ConfigRecord({"round": 1})), id="no digests"),
+        pytest.param("train.round", asked(instruction=ConfigRecord(SOUND | {"round": "x"})), id="a round that is no number"),
+        pytest.param("train.round", asked(adapter=ArrayRecord({"other": array()})), id="another array"),
+    ],
+)
+def test_an_instruction_that_is_not_ours_is_refused(message_type, records):
+    with pytest.raises(SchemaError):
+        instruction_from_records(message_type, records)

@@ -1,0 +1,164 @@
+"""Nothing a site can answer touches the model unless it is what the round asked for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.adapter import AdapterSchema
+from common.config import RunConfig
+from common.errors import (
+    NonFiniteError,
+    NormError,
+    SchemaError,
+    SiteError,
+    UpdateError,
+    WeightError,
+)
+from common.protocol import Answer
+from server.admission import admit
+
+SCHEMA = AdapterSchema((("b", (2,)), ("head", (2, 1))), ("head",))
+REGISTERED = 50
+
+
+def config(**flat):
+    return RunConfig.from_flat({"data.findings": "edema, mass", **{k.replace("__", "."): v for k, v in flat.items()}})
+
+
+PLAN = config()
+
+
+def answer(update=(1.0, 2.0, 3.0, 4.0), dtype=np.float32, **metrics):
+    values = None if update is None else np.array(update, dtype=dtype)
+    sound = {"num-examples": 20, "labelled": [20, 0], "loss": 0.5, "steps": 3, "seconds": 1.5}
+    merged = sound | {k.replace("_", "-"): v for k, v in metrics.items()}
+    return Answer("north", update=values, metrics={k: v for k, v in merged.items() if v is not None})
+
+
+def take(reply, plan=PLAN, registered=REGISTERED):
+    return admit(reply, "north", SCHEMA, plan, registered)
+
+
+def test_a_sound_answer_becomes_an_update():
+    update = take(answer())
+    assert (update.site, update.num_examples) == ("north", 20)
+    assert update.labelled.tolist() == [20, 0]
+    assert update.labelled.dtype == np.int64
+    assert update.delta["b"].tolist() == [1.0, 2.0]
+    assert update.delta["head"].tolist() == [[3.0], [4.0]]
+    assert all(t.dtype == torch.float32 for t in update.delta.values())
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        pytest.param(answer(update=None), SchemaError, id="no update"),
+        pytest.param(answer(update=()), SchemaError, id="empty"),
+        pytest.param(answer(update=(1, 2, 3)), SchemaError, id="short"),
+        pytest.param(answer(update=(1, 2, 3, 4, 5)), SchemaError, id="long"),
+        pytest.param(answer(update=((1, 2), (3, 4))), SchemaError, id="square"),
+        pytest.param(answer(dtype=np.float64), SchemaError, id="float64"),
+        pytest.param(answer(dtype=np.float16), SchemaError, id="float16 under fp32"),
+        pytest.param(answer(dtype=np.int32), SchemaError, id="integers"),
+        pytest.param(answer(dtype=">f4"), SchemaError, id="big-endian"),
+        pytest.param(answer(update=(1, math.nan, 3, 4)), NonFiniteError, id="NaN"),
+        pytest.param(answer(update=(1, 2, math.inf, 4)), NonFiniteError, id="infinity"),
+        pytest.param(answer(update=(1, 2, -math.inf, 4)), NonFiniteError, id="minus infinity"),
+        pytest.param(answer(update=(100.1, 0, 0, 0)), NormError, id="too large"),
+        pytest.param(answer(update=(60, 60, 60, 0)), NormError, id="too large together"),
+        pytest.param(answer(update=(3e38, 3e38, 3e38, 3e38)), NormError, id="square beyond fp32"),
+        pytest.param(answer(num_examples=None), WeightError, id="no weight"),
+        pytest.param(answer(num_examples=0), WeightError, id="weight 0"),
+        pytest.param(answer(num_examples=-5), WeightError, id="negative"),
+        pytest.param(answer(num_examples=10**15), WeightError, id="1e15"),
+        pytest.param(answer(num_examples=20.0), WeightError, id="float"),
+        pytest.param(answer(num_examples=math.nan), WeightError, id="NaN weight"),
+        pytest.param(answer(num_examples=True, labelled=[1, 0]), WeightError, id="a truth value"),
+        pytest.param(answer(num_examples=[20]), WeightError, id="a list"),
+        pytest.param(answer(num_examples=REGISTERED + 1), WeightError, id="more than registered"),
+        pytest.param(answer(labelled=None), WeightError, id="no label counts"),
+        pytest.param(answer(labelled=20), WeightError, id="one label count"),
+        pytest.param(answer(labelled=[20]), WeightError, id="too few counts"),
+        pytest.param(answer(labelled=[20, 0, 0]), WeightError, id="too many counts"),
+        pytest.param(answer(labelled=[]), WeightError, id="no counts"),
+        pytest.param(answer(labelled=[-1, 5]), WeightError, id="negative count"),
+        pytest.param(answer(labelled=[21, 0]), WeightError, id="more labels than examples"),
+        pytest.param(answer(labelled=[1.5, 0.0]), WeightError, id="half a label"),
+        pytest.param(answer(labelled=[math.nan, 1.0]), WeightError, id="NaN count"),
+        pytest.param(answer(labelled=[math.inf, 1.0]), WeightError, id="infinite count"),
+        pytest.param(answer(loss=math.nan), NonFiniteError, id="NaN loss"),
+        pytest.param(answer(validation_auroc=math.inf), NonFiniteError, id="infinite metric"),
+        pytest.param(answer(steps=math.nan), NonFiniteError, id="NaN steps"),
+        pytest.param(answer(loss=[0.5]), NonFiniteError, id="a list for a loss"),
+        pytest.param(answer(invented=[1.0, math.nan]), NonFiniteError, id="NaN in a list"),
+    ],
+)
+def test_what_may_not_touch_the_model(reply, error):
+    with pytest.raises(error) as caught:
+        take(reply)
+    assert issubclass(error, UpdateError)
+    assert type(caught.value) is error
+
+
+def test_another_site_s_answer_is_refused():
+    with pytest.raises(SiteError):
+        admit(answer(), "south", SCHEMA, PLAN, REGISTERED)
+
+
+def test_the_norm_s_bound_is_inclusive():
+    plan = config(strategy__max_update_norm=5.0)
+    assert take(answer(update=(3, 4, 0, 0)), plan).num_examples == 20
+    with pytest.raises(NormError) as caught:
+        take(answer(update=(3, 4, 0.01, 0)), plan)
+    assert caught.value.found == "5, at most 5"
+
+
+def test_the_plan_caps_the_weight_too():
+    with pytest.raises(WeightError) as caught:
+        take(answer(), config(strategy__max_examples=19))
+    assert "1 to 19" in caught.value.found
+    assert take(answer(num_examples=REGISTERED)).num_examples == REGISTERED
+
+
+def test_half_precision_where_the_plan_says_so():
+    plan = config(wire__codec="fp16")
+    update = take(answer(dtype=np.float16), plan)
+    assert update.delta["b"].dtype == torch.float32
+    with pytest.raises(SchemaError):
+        take(answer(dtype=np.float32), plan)
+    with pytest.raises(NonFiniteError), np.errstate(over="ignore"):
+        take(answer(update=(1e6, 0, 0, 0), dtype=np.float16), plan)
+
+
+def test_an_admitted_update_shares_no_memory_with_the_answer():
+    reply = answer()
+    update = take(reply)
+    reply.update[:] = math.nan
+    assert update.delta["b"].isfinite().all()
+
+
+values = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.floats(), st.lists(st.floats(), max_size=4), st.lists(st.integers(-3, 60), max_size=4)
+)
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=4, max_size=4),
+    st.dictionaries(st.sampled_from(["num-examples", "labelled", "loss", "steps", "x"]), values),
+)
+def test_whatever_comes_it_is_a_coded_error_or_a_sound_update(update, metrics):
+    reply = Answer("north", update=np.array(update, dtype=np.float32), metrics=answer().metrics | metrics)
+    try:
+        got = take(reply)
+    except UpdateError:
+        return
+    assert 0 < got.num_examples <= REGISTERED
+    assert got.labelled.min() >= 0 and got.labelled.max() <= got.num_examples
+    norm = math.sqrt(sum(float(t.double().square().sum()) for t in got.delta.values()))
+    assert norm <= 100.0 * (1 + 1e-9)

@@ -1,0 +1,287 @@
+"""Whole federations: every PET method and aggregation, laws, faults, engines, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client import app as client_app
+from client.data.dataset import load_site_data
+from client.local import train_local
+from client.prefix_cache import StudyInputs
+from client.site import load_site
+from common.adapter import AdapterState
+from common.model.build import build_model
+from server.ledger import Ledger
+from server.report_schema import Report
+
+Run = Callable[..., Report]
+Final = Callable[[Path], AdapterState]
+
+# timm's test_vit: 64 wide, 6 blocks, MLP 192; fc layers in -> out.
+D, H, BLOCKS, F = 64, 192, 6, 3
+HEAD = F * (D + 1)
+LAYERS = {"qkv": (D, 3 * D), "proj": (D, D), "fc1": (D, H), "fc2": (H, D)}
+CLOSED_FORM = {
+    "head": 0,
+    "bitfit": BLOCKS * (3 * D + D + H + D + 2 * D) + D + D,
+    "lora": BLOCKS * sum(2 * (i + o) for i, o in LAYERS.values()),
+    "adapter": BLOCKS * (2 * D * 4 + 4 + D),
+    "vera": BLOCKS * sum(2 + o for _, o in LAYERS.values()),
+    "ia3": BLOCKS * (D + D + H),
+    "norm": BLOCKS * 4 * D + 2 * D,
+    "full": 300_291 - HEAD,
+}
+OVERHEAD = 3_000
+"""Bytes of Flower's framing and of the metrics beside one update."""
+
+
+@pytest.mark.parametrize("method", sorted(CLOSED_FORM))
+def test_each_method_trains_and_sends_exactly_its_parameters(
+    run_tiny: Run, tmp_path: Path, method: str
+) -> None:
+    report = run_tiny(tmp_path / "run", pet={"method": method})
+    expected = CLOSED_FORM[method] + HEAD
+    assert report.pet.trained_parameters == expected
+    assert report.bytes.payload_per_site_round == 4 * expected
+    assert 0 < report.bytes.up_per_site_round - 4 * expected < OVERHEAD
+    (model,) = client_app._pool()._models.values()
+    assert model.current_base_digest() == model.base_digest == report.base_digest
+    assert report.arms["federated"].site_mean_auroc is not None
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "share", "meter"),
+    [("fedit", 1.0, (1e-4, 1.0)), ("rolora", None, (0, 1e-6)), ("ffa", None, (0, 1e-6)),
+     ("fedex", 1.0, (0, 1e-5))],
+)  # fmt: skip
+def test_each_aggregation_reports_its_error_and_its_bytes(
+    run_tiny: Run, tmp_path: Path, aggregation: str, share: float | None, meter: tuple[float, float]
+) -> None:
+    report = run_tiny(tmp_path / "run", lora={"aggregation": aggregation}, rounds={"count": 3})
+    a = BLOCKS * sum(2 * i for i, _ in LAYERS.values())
+    b = BLOCKS * sum(2 * o for _, o in LAYERS.values())
+    trained = {"fedit": a + b, "fedex": a + b, "rolora": a + b, "ffa": b}[aggregation] + HEAD
+    sent = {1: b, 2: a, 3: b} if aggregation == "rolora" else dict.fromkeys((1, 2, 3), trained - HEAD)
+    assert report.pet.trained_parameters == trained
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    for record in ledger.rounds():
+        assert set(record["payload"].values()) == {4 * (sent[record["round"]] + HEAD)}
+    ledger.close()
+    errors = [r.lora_error for r in report.rounds]
+    assert all(e is not None and e <= meter[1] for e in errors)
+    assert max(e for e in errors if e is not None) >= meter[0]
+
+
+def test_one_site_for_one_round_is_local_training(
+    run_tiny: Run, final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
+) -> None:
+    only = {"north": tiny().sites["north"].model_dump()}
+    out = tmp_path / "run"
+    experiment = tiny(rounds={"count": 1})
+    from simulations.engine import run_inline
+
+    config = experiment.run_config(1)
+    run_inline(config, {"north": tiny_sites["north"]}, out)
+    model = build_model(config)
+    site = load_site(tiny_sites["north"])
+    data = load_site_data(site, config.data.findings, config.data.image_size)
+    inputs = StudyInputs(model, data, config.train)
+    alone = train_local(model, data, inputs, "north", tmp_path / "local.safetensors", "plan").state
+    together = final_adapter(out)
+    assert only
+    for name, tensor in alone.tensors.items():
+        torch.testing.assert_close(together.tensors[name], tensor, rtol=0, atol=2e-7)
+        moved = (tensor - model.initial_state().tensors[name]).abs().max()
+        assert moved > 1e-4 or "qkv" in name
+
+
+def test_fedprox_with_mu_zero_is_fedavg(run_tiny: Run, final_adapter: Final, tmp_path: Path) -> None:
+    run_tiny(tmp_path / "avg")
+    run_tiny(tmp_path / "prox", strategy={"name": "fedprox"})
+    run_tiny(tmp_path / "pull", strategy={"name": "fedprox", "proximal_mu": 10.0})
+    assert final_adapter(tmp_path / "avg").digest() == final_adapter(tmp_path / "prox").digest()
+    assert final_adapter(tmp_path / "avg").digest() != final_adapter(tmp_path / "pull").digest()
+
+
+def test_order_of_sites_does_not_matter(
+    final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
+) -> None:
+    from simulations.engine import run_inline
+
+    config = tiny().run_config(3)
+    run_inline(config, tiny_sites, tmp_path / "a")
+    run_inline(config, dict(reversed(tiny_sites.items())), tmp_path / "b")
+    assert final_adapter(tmp_path / "a").digest() == final_adapter(tmp_path / "b").digest()
+
+
+def test_partial_labels_leave_an_unowned_row_alone(
+    final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
+) -> None:
+    """Only south takes part, which does not annotate cardiomegaly."""
+    from simulations.engine import run_inline
+
+    experiment = tiny(train={"weight_decay": 0.5}, strategy={"name": "fedadam"}, pet={"method": "head"})
+    config = experiment.run_config(1)
+    run_inline(config, {"south": tiny_sites["south"]}, tmp_path / "run")
+    before = build_model(config).initial_state().tensors["head.weight"]
+    after = final_adapter(tmp_path / "run").tensors["head.weight"]
+    assert torch.equal(before[0], after[0])
+    assert not torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("nan", "E_NONFINITE"), ("shape", "E_SCHEMA"), ("extra", "E_SCHEMA"), ("weight", "E_WEIGHT"),
+     ("large", "E_NORM")],
+)  # fmt: skip
+def test_a_bad_site_is_named_and_changes_nothing(
+    run_tiny: Run, final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path],
+    kind: str, code: str,
+) -> None:  # fmt: skip
+    from simulations.engine import run_inline
+
+    report = run_tiny(tmp_path / "bad", faults=[{"site": "east", "kind": kind}])
+    assert all(r.rejected == {"east": code} for r in report.rounds)
+    events = list(Ledger(tmp_path / "bad" / "ledger.sqlite").events())
+    lines = [e.text for e in events if e.kind == "round"]
+    assert all(f"east left out ({code})" in line for line in lines)
+    others = {name: file for name, file in tiny_sites.items() if name != "east"}
+    run_inline(tiny().run_config(2), others, tmp_path / "without")
+    assert final_adapter(tmp_path / "bad").digest() == final_adapter(tmp_path / "without").digest()
+
+
+def test_a_silent_site_misses_the_deadline_and_below_quorum_a_round_is_abandoned(
+    run_tiny: Run, final_adapter: Final, tmp_path: Path
+) -> None:
+    report = run_tiny(
+        tmp_path / "run",
+        faults=[{"site": "east", "kind": "silent", "rounds": [2]}],
+        rounds={"count": 3, "deadline": 3.0, "quorum": 3},
+    )
+    assert [r.status for r in report.rounds] == ["committed", "abandoned", "committed"]
+    assert report.rounds[1].missing == ("east",)
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    line = next(e.text for e in ledger.events() if e.kind == "round" and e.round == 2)
+    assert "east missed the deadline" in line and "abandoned" in line
+    rounds = tmp_path / "run" / "checkpoints"
+    states = [(rounds / f"round-000{i}" / "adapter.safetensors").read_bytes() for i in (1, 2, 3)]
+    assert states[0] == states[1] != states[2]
+
+
+def test_the_two_engines_agree(
+    run_tiny: Run, final_adapter: Final, tmp_path: Path
+) -> None:
+    inline = run_tiny(tmp_path / "inline")
+    ray = run_tiny(tmp_path / "ray", engine="ray")
+    assert final_adapter(tmp_path / "inline").digest() == final_adapter(tmp_path / "ray").digest()
+    assert inline.arms == ray.arms
+    assert inline.adapter_sha256 == ray.adapter_sha256
+
+
+def test_killed_in_the_middle_of_a_round_a_run_resumes_to_the_same_bits(
+    run_tiny: Run, final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
+) -> None:
+    import shutil
+
+    overrides: dict[str, Any] = {
+        "arms": ["local", "federated", "pooled"],
+        "evaluate": {"local": True},
+        "strategy": {"name": "fedadam"},
+        "lora": {"aggregation": "ffa"},
+        "rounds": {"count": 4},
+    }
+    whole = run_tiny(tmp_path / "whole", **overrides)
+    killed = tmp_path / "killed"
+    shutil.copytree(next(iter(tiny_sites.values())).parents[1], killed / "sites")
+    file = tmp_path / "experiment.json"
+    file.write_text(tiny(**overrides).model_dump_json())
+    code = (
+        "import sys; from pathlib import Path; from simulations.experiment import Experiment;"
+        "from simulations.run import run_experiment; from simulations.view import View;"
+        f"e = Experiment.model_validate_json(Path({str(file)!r}).read_text(), strict=False);"
+        f"run_experiment(e, Path({str(killed)!r}), engine='inline', resume=False, view=View('quiet'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    try:
+        _wait_for_event(killed / "ledger.sqlite", "returned", 3, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    done = sorted(p.name for p in (killed / "checkpoints").glob("round-*"))
+    assert done == ["round-0001", "round-0002"]
+    resumed = run_tiny(killed, resume=True, **overrides)
+    assert final_adapter(killed).digest() == final_adapter(tmp_path / "whole").digest()
+    assert resumed.adapter_sha256 == whole.adapter_sha256
+    assert resumed.arms == whole.arms
+    keys = ("loss", "returned", "payload", "up")
+    for mine, theirs in zip(_rounds(killed), _rounds(tmp_path / "whole"), strict=True):
+        assert {k: mine[k] for k in keys[:3]} == {k: theirs[k] for k in keys[:3]}
+
+
+def _rounds(folder: Path) -> list[dict[str, Any]]:
+    ledger = Ledger(folder / "ledger.sqlite")
+    records = ledger.rounds()
+    ledger.close()
+    return records
+
+
+def _wait_for_event(path: Path, kind: str, number: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until an event of a round is in the ledger, that is: until the round is half done."""
+    query = "SELECT count(*) FROM events WHERE kind = ? AND round = ?"
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if path.is_file():
+            try:
+                with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+                    if db.execute(query, (kind, number)).fetchone()[0]:
+                        return
+            except sqlite3.OperationalError:
+                pass
+        time.sleep(0.002)
+    raise AssertionError("the event never came")
+
+
+def test_another_plan_in_the_same_folder_is_refused_by_key(run_tiny: Run, tmp_path: Path) -> None:
+    from common.errors import CheckpointError, ConfigError
+
+    run_tiny(tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_tiny(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another plan") as caught:
+        run_tiny(tmp_path / "run", resume=True, train={"lr": 0.5})
+    assert "train.lr = 0.01, now 0.5" in caught.value.found
+
+
+def test_the_run_folder_holds_what_it_promises(run_tiny: Run, tmp_path: Path) -> None:
+    report = run_tiny(
+        tmp_path / "run", arms=["local", "federated", "pooled"], evaluate={"local": True},
+        thumbnail_baseline=True,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    assert {p.name for p in run.iterdir()} >= {
+        "plan.toml", "ledger.sqlite", "checkpoints", "release", "report.html", "report.json",
+    }  # fmt: skip
+    assert len(list((run / "checkpoints").iterdir())) == 2
+    told = json.loads((run / "report.json").read_text())
+    assert told["schema"] == "fedcxr.report/1"
+    assert list(report.arms) == ["local", "federated", "pooled"]
+    assert report.comparison is not None
+    local, federated = report.arms["local"], report.arms["federated"]
+    assert local.local_steps == federated.local_steps
+    assert report.thumbnail_baseline is not None and set(report.thumbnail_baseline) == set(local.sites)
+    assert "cardiomegaly" not in report.sites["south"].findings
+    assert local.sites["south"].findings["cardiomegaly"].auroc is None
