@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from client.site import load_site
 from client.worker import ModelPool, SiteWorker
 from common.errors import ConfigError, SchemaError
-from common.protocol import Answer
+from common.protocol import MESSAGE_TYPES, Answer
 from common.wire import answer_to_records, instruction_from_records
 
-app = ClientApp()
-
-SITES_FOLDER = "FEDCXR_SITES"
-"""Environment variable of a simulation: a folder with one folder per site, each a site.toml."""
-
-
 def site_file(context: Context) -> Path:
-    """Return this node's site.toml: named in its node config, or the n-th of a simulation.
+    """Return this node's site.toml, as its node config names it.
 
     Raises:
-        ConfigError: if the node says neither.
+        ConfigError: if the node config does not.
     """
-    if "site-file" in context.node_config:
-        return Path(str(context.node_config["site-file"]))
-    partition, folder = context.node_config.get("partition-id"), os.environ.get(SITES_FOLDER)
-    if partition is None or not folder:
+    if SITE_FILE not in context.node_config:
         raise ConfigError(
             "this node does not know its site",
-            fix="start it with --node-config 'site-file=\"/path/to/site.toml\"'",
+            fix=f"start it with --node-config '{SITE_FILE}=\"/path/to/site.toml\"'",
         )
-    return sorted(Path(folder).glob("*/site.toml"))[int(partition)]
+    return Path(str(context.node_config[SITE_FILE]))
+
+
+SITE_FILE = "site-file"
+"""Key of the node config: where this node's site.toml is."""
 
 
 @cache
@@ -49,10 +45,6 @@ def worker_for(file: Path) -> SiteWorker:
     return SiteWorker(load_site(file), _pool())
 
 
-@app.query("enrol")
-@app.train("round")
-@app.train("local")
-@app.evaluate("arm")
 def answer(message: Message, context: Context) -> Message:
     """Relay one message; a message that is not ours is answered with a code, never an exception."""
     worker = worker_for(site_file(context))
@@ -62,3 +54,15 @@ def answer(message: Message, context: Context) -> Message:
     except SchemaError as error:
         reply = Answer(worker.site.name, code=error.code)
     return Message(answer_to_records(reply), reply_to=message)
+
+
+def make_app(mods: Sequence[Mod] = ()) -> ClientApp:
+    """Build the app; a simulation adds a mod that tells each node its site."""
+    built = ClientApp(mods=list(mods))
+    for message_type in MESSAGE_TYPES.values():
+        kind, _, action = message_type.partition(".")
+        getattr(built, kind)(action)(answer)
+    return built
+
+
+app = make_app()

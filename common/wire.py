@@ -115,9 +115,7 @@ def message_bytes(message: Message) -> int:
 def _check_kinds(records: RecordDict, kinds: Mapping[str, type]) -> None:
     unknown = [n for n, record in records.items() if not isinstance(record, kinds.get(n, ()))]
     if unknown:
-        raise SchemaError(
-            "a message holds records the protocol does not know", found=f"{len(unknown)}"
-        )
+        raise SchemaError("a message holds records the protocol does not know", found=f"{len(unknown)}")
 
 
 def _one_array(records: RecordDict, name: str) -> NDArray[Any] | None:

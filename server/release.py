@@ -20,6 +20,9 @@ from common.pet.phase import LORA_A, LORA_B
 from common.pet.targets import QKV_PARTS
 
 _PREFIX = "base_model.model."
+_VERA_B, _VERA_D = ".vera_lambda_b", ".vera_lambda_d"
+_MARKS = (LORA_A, LORA_B, _VERA_B, _VERA_D, ".ia3_l")
+"""What marks a tensor of an inserted adapter, as opposed to a module trained whole."""
 
 
 def write_release(model: CxrModel, state: AdapterState, folder: Path, plan_digest: str) -> str:
@@ -40,10 +43,7 @@ def write_release(model: CxrModel, state: AdapterState, folder: Path, plan_diges
 
 
 def _lora(model: CxrModel, state: AdapterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Every layer as one (A, B) with alpha = rank, so that the update is exactly B A.
-
-    alpha / r is folded into B, and fedex's residual is appended as further columns and rows.
-    """
+    """Fold alpha / r into B and append fedex's residual as further columns and rows."""
     s = scale(model.config)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name, a in state.tensors.items():
@@ -56,7 +56,13 @@ def _lora(model: CxrModel, state: AdapterState) -> tuple[dict[str, Tensor], dict
             b = torch.cat([b, left.reshape(*left.shape, *b.shape[2:])], dim=1)
             a = torch.cat([a, right.reshape(-1, *a.shape[1:])], dim=0)
         pairs[layer] = (b, a)
-    pairs = _fuse_parts(pairs)
+    return _low_rank(model, state, _fuse_parts(pairs))
+
+
+def _low_rank(
+    model: CxrModel, state: AdapterState, pairs: dict[str, tuple[Tensor, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every layer as one (B, A) with alpha = rank, so that the update is exactly B A."""
     tensors = _saved(model, state)
     for layer, (b, a) in pairs.items():
         tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a
@@ -118,17 +124,30 @@ def _ia3(model: CxrModel, state: AdapterState) -> tuple[dict[str, Tensor], dict[
 
 
 def _vera(model: CxrModel, state: AdapterState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = _saved(model, state)
-    layers = set()
-    for name, tensor in state.tensors.items():
-        layer, _, leaf = name.rpartition(".")
-        if leaf.startswith("vera_lambda"):
-            layers.add(layer)
-            tensors[f"{_PREFIX}{name}"] = tensor
+    """The vectors d and b, with the shared matrices so that no generator has to draw them again.
+
+    On parts of a fused qkv there is no VeRA of the whole that does the same, for d differs by
+    part: those are released as the LoRA they equal, diag(b) B diag(d) and A.
+    """
+    layers = [n.removesuffix(_VERA_D) for n in state.tensors if n.endswith(_VERA_D)]
+    shared = {side: model.net.get_submodule(layers[0]).get_submodule(f"vera_{side}") for side in "AB"}
+    a, b = (shared[side]["default"].detach().cpu() for side in "AB")  # type: ignore[index]
+    vectors = {
+        layer: (state.tensors[f"{layer}{_VERA_B}"], state.tensors[f"{layer}{_VERA_D}"]) for layer in layers
+    }
+    if any(layer.rpartition(".")[2] in QKV_PARTS for layer in layers):
+        pairs = {}
+        for layer, (out, inner) in vectors.items():
+            inside = model.net.get_submodule(layer).in_features
+            pairs[layer] = (out[:, None] * b[: len(out)] * inner, a[:, :inside].clone())  # type: ignore[misc]
+        return _low_rank(model, state, _fuse_parts(pairs))
+    tensors = _saved(model, state) | {"base_model.vera_A": a, "base_model.vera_B": b}
+    for layer, (out, inner) in vectors.items():
+        tensors[f"{_PREFIX}{layer}{_VERA_B}"], tensors[f"{_PREFIX}{layer}{_VERA_D}"] = out, inner
     return tensors, _peft("VERA", model, sorted(layers)) | {
         "r": model.config.pet.rank,
         "projection_prng_key": model.config.seed,
-        "save_projection": False,
+        "save_projection": True,
         "vera_dropout": 0.0,
         "d_initial": 0.1,
         "bias": "none",
@@ -150,22 +169,33 @@ _LAYOUTS: dict[str, Callable[[CxrModel, AdapterState], tuple[dict[str, Tensor], 
 _LAYOUTS = {"ia3": _ia3, "lora": _lora, "vera": _vera}
 
 
+def _whole(model: CxrModel) -> list[str]:
+    """Modules trained whole: the head, and norms beside it."""
+    own = (n for n in model.schema.names if not any(mark in n for mark in _MARKS))
+    return sorted({name.rpartition(".")[0] for name in own})
+
+
 def _saved(model: CxrModel, state: AdapterState) -> dict[str, Tensor]:
-    """Tensors saved whole: the head, and norms trained beside it."""
-    return {
-        f"{_PREFIX}{name}": tensor
-        for name, tensor in state.tensors.items()
-        if not any(mark in name for mark in (LORA_A, LORA_B, ".vera_lambda", ".ia3_l"))
-    }
+    """Tensors of the modules trained whole.
+
+    ``peft`` finds them by the end of their names and wants every tensor they hold, so running
+    statistics and namesakes (a block's bn2 beside the last bn2) go along as the base has them.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, module in model.net.named_modules():
+        if name.endswith(tuple(_whole(model))):
+            for leaf, tensor in module.state_dict().items():
+                full = f"{name}.{leaf}"
+                tensors[f"{_PREFIX}{full}"] = state.tensors.get(full, tensor.detach().cpu())
+    return tensors
 
 
 def _peft(kind: str, model: CxrModel, targets: list[str]) -> dict[str, Any]:
-    whole = sorted({name.rpartition(".")[0] for name in _saved(model, model.initial_state())})
     return {
         "peft_type": kind,
         "base_model_name_or_path": model.config.model.backbone,
         "target_modules": targets,
-        "modules_to_save": [name.removeprefix(_PREFIX) for name in whole],
+        "modules_to_save": _whole(model),
         "inference_mode": True,
         "task_type": None,
     }

@@ -10,9 +10,10 @@ from typing import Literal
 
 import tomli_w
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.run import Run
 
-from client.app import SITES_FOLDER
+from client.app import SITE_FILE, make_app
 from client.app import app as client_app
 from common.config import RunConfig
 from common.files import write_atomic
@@ -33,17 +34,20 @@ def run_inline(
     """Run the plan in this process, one site at a time."""
     flat = config.to_flat()
     contexts = {
-        node: Context(RUN_ID, node, {"site-file": str(file)}, RecordDict(), flat)
+        node: Context(RUN_ID, node, {SITE_FILE: str(file)}, RecordDict(), flat)
         for node, file in enumerate(files.values(), start=1)
     }
     os.environ[RUN_FOLDER] = str(folder)
     server_app(InlineGrid(client_app, contexts, tamper), Context(RUN_ID, 0, {}, RecordDict(), flat))
 
 
-def run_ray(config: RunConfig, files: Mapping[str, Path], folder: Path, threads: int) -> None:
+def run_ray(
+    config: RunConfig, files: Mapping[str, Path], folder: Path, threads: int, gpus: float
+) -> None:
     """Run the plan under Flower's simulation engine; RAY_ADDRESS makes it use a cluster.
 
-    ``threads`` CPUs are reserved per site, so as many sites train at once as the cluster holds.
+    ``threads`` CPUs and ``gpus`` GPUs are reserved per site, so as many sites train at once as the
+    cluster holds. On a cluster the run folder must lie where every machine sees it.
     """
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend  # noqa: F401
     from flwr.simulation.run_simulation import _run_simulation
@@ -52,8 +56,12 @@ def run_ray(config: RunConfig, files: Mapping[str, Path], folder: Path, threads:
     from flwr.supercore.telemetry import EventType
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    sites = {file.parent.parent for file in files.values()}
-    os.environ[SITES_FOLDER] = str(sites.pop())
+    paths = [str(file.resolve()) for file in files.values()]
+
+    def tell_site(message: Message, context: Context, call: ClientAppCallable) -> Message:
+        context.node_config[SITE_FILE] = paths[int(context.node_config["partition-id"])]
+        return call(message, context)
+
     os.environ[RUN_FOLDER] = str(folder)
     app = folder / "flower-app"
     flat = config.to_flat()
@@ -69,12 +77,12 @@ def run_ray(config: RunConfig, files: Mapping[str, Path], folder: Path, threads:
     _run_simulation(
         num_supernodes=len(files),
         exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-        client_app=client_app,
+        client_app=make_app([tell_site]),
         server_app=server_app,
         server_app_context=Context(RUN_ID, 0, {}, RecordDict(), flat),
         backend_config={
             "init_args": {"logging_level": "ERROR", "log_to_driver": False},
-            "client_resources": {"num_cpus": threads, "num_gpus": 0.0},
+            "client_resources": {"num_cpus": threads, "num_gpus": gpus},
         },
         app_dir=str(app),
         is_app=True,

@@ -110,6 +110,8 @@ class Experiment(RunConfig):
     """Also fit logistic regression to 32 x 32 thumbnails at every site."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads per site; 0: all cores."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs per site under the Ray engine, for example 0.25: four sites share one."""
     faults: tuple[Fault, ...] = ()
     """Sites that misbehave on purpose; for the inline engine."""
 

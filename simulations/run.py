@@ -71,7 +71,7 @@ def run_experiment(
     with view.follow(folder, "federated", config.rounds.count):
         if engine == "ray":
             threads = experiment.threads or os.cpu_count() or 1
-            run_ray(config, files, folder, threads)
+            run_ray(config, files, folder, threads, experiment.gpus)
         else:
             run_inline(config, files, folder, tamper_with(experiment.faults))
     _tell_the_report(experiment, files, config, folder, view)

@@ -21,9 +21,12 @@ from server.ledger import Event, Ledger
 Mode = Literal["live", "quiet", "json"]
 
 _LASTING = {
-    "refused", "enrolled", "stage", "round", "resumed", "chosen", "tested", "released", "plan",
+    "refused", "rejected", "enrolled", "stage", "round", "resumed", "chosen", "tested", "released",
+    "plan",
 }  # fmt: skip
-_WARNINGS = {"refused", "rejected", "abandoned"}
+_ASIDE = {"refused", "round", "resumed"}
+"""What is shown of a run that is only a reference."""
+_WARNINGS = {"refused", "rejected"}
 _INTERVAL = 0.2
 
 
@@ -91,7 +94,7 @@ class View:
     def _show(self, event: Event, label: str) -> None:
         if self.mode == "json":
             self._json({"run": label, **event.__dict__})
-        elif self.mode == "live" and (event.kind in _LASTING or event.kind in _WARNINGS):
+        elif self.mode == "live" and event.kind in (_LASTING if label == "federated" else _ASIDE):
             text = Text(event.text if label == "federated" else f"[{label}] {event.text}")
             if event.kind in _WARNINGS or "abandoned" in event.text:
                 text.stylize("yellow")

@@ -158,7 +158,11 @@ def test_the_digest_sees_tensors_and_residual():
     state = state_with_residual()
     digests = {state.digest(), AdapterState(state.tensors, {}).digest()}
     layer, factors = next(iter(state.residual.items()))
-    digests.add(AdapterState(state.tensors, state.residual | {layer: Factors(2 * factors.left, factors.right)}).digest())
+    digests.add(
+        AdapterState(
+            state.tensors, state.residual | {layer: Factors(2 * factors.left, factors.right)}
+        ).digest()
+    )
     digests.add(state.plus({"head.bias": torch.ones(4)}).digest())
     assert len(digests) == 4
     assert AdapterState.from_bytes(state.to_bytes()).digest() == state.digest()

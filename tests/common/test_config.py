@@ -64,7 +64,9 @@ def test_flat_spells_every_key_once():
 
 
 def test_snake_and_kebab_keys_mean_the_same():
-    assert RunConfig.from_flat({"strategy.proximal_mu": 0.5}) == RunConfig.from_flat({"strategy.proximal-mu": 0.5})
+    assert RunConfig.from_flat({"strategy.proximal_mu": 0.5}) == RunConfig.from_flat(
+        {"strategy.proximal-mu": 0.5}
+    )
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,10 @@ def test_suggest_takes_the_first_column_and_strips_prefixes():
     }
 
 
-@given(st.lists(st.sampled_from([0.0, 1.0, -1.0, np.nan]), min_size=1, max_size=20),
-       st.sampled_from(["ignore", "ones", "zeros"]))
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, -1.0, np.nan]), min_size=1, max_size=20),
+    st.sampled_from(["ignore", "ones", "zeros"]),
+)
 def test_labels_follow_the_policy(values, policy):
     column = np.array(values)
     labels = label_matrix({"edema": column}, ["mass", "edema"], {"edema": policy}, len(values))

@@ -78,13 +78,17 @@ instructions = st.builds(
 )
 metrics = st.dictionaries(
     st.sampled_from(["loss", "num-examples", "labelled", "effusion.interval"]),
-    st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False), st.lists(st.integers(0, 99), min_size=1)),
+    st.one_of(
+        st.integers(-(2**40), 2**40), st.floats(allow_nan=False), st.lists(st.integers(0, 99), min_size=1)
+    ),
 )
 answers = st.builds(
     Answer,
     site=st.text(min_size=1, max_size=20),
     code=st.sampled_from(["", "E_LABELS", "E_INTERNAL"]),
-    update=st.one_of(st.none(), vector, vector.map(lambda v: np.nan_to_num(v).clip(-9, 9).astype(np.float16))),
+    update=st.one_of(
+        st.none(), vector, vector.map(lambda v: np.nan_to_num(v).clip(-9, 9).astype(np.float16))
+    ),
     metrics=metrics,
 )
 
@@ -99,7 +103,9 @@ def same(a, b):
 @given(instructions)
 def test_an_instruction_arrives_as_it_was_sent(sent):
     message_type = MESSAGE_TYPES[sent.stage]
-    got = instruction_from_records(message_type, through_the_network(instruction_to_records(sent), message_type))
+    got = instruction_from_records(
+        message_type, through_the_network(instruction_to_records(sent), message_type)
+    )
     plain = ("stage", "plan_digest", "code_digest", "base_digest", "round", "arm", "split")
     assert [getattr(got, n) for n in plain] == [getattr(sent, n) for n in plain]
     assert same(got.adapter, sent.adapter)
@@ -159,8 +165,12 @@ def spoil(name, record):
         pytest.param(spoil("site", ConfigRecord({"name": 3, "code": ""})), id="a site that is no name"),
         pytest.param(spoil("site", ConfigRecord({"code": ""})), id="a nameless site"),
         pytest.param(spoil("site", MetricRecord({"name": 1})), id="a site of another kind"),
-        pytest.param(spoil("site", ConfigRecord({"name": "n", "code": "", "mrn": "7"})), id="more about the site"),
-        pytest.param(spoil("site", ConfigRecord({"name": "n", "code": "No file P01.dcm"})), id="words for a code"),
+        pytest.param(
+            spoil("site", ConfigRecord({"name": "n", "code": "", "mrn": "7"})), id="more about the site"
+        ),
+        pytest.param(
+            spoil("site", ConfigRecord({"name": "n", "code": "No file P01.dcm"})), id="words for a code"
+        ),
         pytest.param(spoil("site", ConfigRecord({"name": "n", "code": 3})), id="a number for a code"),
         pytest.param(spoil("patients", ConfigRecord({"ids": "1 2"})), id="an extra record"),
         pytest.param(spoil("weights", ArrayRecord({"values": array()})), id="an extra array record"),
@@ -176,8 +186,20 @@ def test_a_reply_that_is_not_ours_is_refused(records):
         answer_from_records(through_the_network(records))
 
 
-PICKLED = Array("object", (1,), "numpy.ndarray", b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }             \nx")
-HUGE = Array("float32", (2**60,), "numpy.ndarray", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976,), }" + b" " * 45 + b"\n")
+PICKLED = Array(
+    "object",
+    (1,),
+    "numpy.ndarray",
+    b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }             \nx",
+)
+HUGE = Array(
+    "float32",
+    (2**60,),
+    "numpy.ndarray",
+    b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976,), }"
+    + b" " * 45
+    + b"\n",
+)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +239,11 @@ SOUND = {"round": 1, "plan-digest": "a", "code-digest": "b", "base-digest": "c",
         pytest.param("train.round", RecordDict(), id="empty"),
         pytest.param("train.other", asked(), id="another stage"),
         pytest.param("train.round", asked(instruction=ConfigRecord({"round": 1})), id="no digests"),
-        pytest.param("train.round", asked(instruction=ConfigRecord(SOUND | {"round": "x"})), id="a round that is no number"),
+        pytest.param(
+            "train.round",
+            asked(instruction=ConfigRecord(SOUND | {"round": "x"})),
+            id="a round that is no number",
+        ),
         pytest.param("train.round", asked(adapter=ArrayRecord({"other": array()})), id="another array"),
     ],
 )

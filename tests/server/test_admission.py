@@ -28,7 +28,9 @@ REGISTERED = 50
 
 
 def config(**flat):
-    return RunConfig.from_flat({"data.findings": "edema, mass", **{k.replace("__", "."): v for k, v in flat.items()}})
+    return RunConfig.from_flat(
+        {"data.findings": "edema, mass", **{k.replace("__", "."): v for k, v in flat.items()}}
+    )
 
 
 PLAN = config()
@@ -144,7 +146,10 @@ def test_an_admitted_update_shares_no_memory_with_the_answer():
 
 
 values = st.one_of(
-    st.integers(-(2**63), 2**63 - 1), st.floats(), st.lists(st.floats(), max_size=4), st.lists(st.integers(-3, 60), max_size=4)
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.lists(st.floats(), max_size=4),
+    st.lists(st.integers(-3, 60), max_size=4),
 )
 
 

@@ -56,7 +56,12 @@ def test_events_after_an_id(ledger):
     events = list(ledger.events())
     assert [e.text for e in events] == [f"Round {n}" for n in range(5)]
     assert [e.id for e in events] == sorted(e.id for e in events)
-    assert (events[2].kind, events[2].round, events[2].site, events[2].facts) == ("round", 2, "north", {"up": 20})
+    assert (events[2].kind, events[2].round, events[2].site, events[2].facts) == (
+        "round",
+        2,
+        "north",
+        {"up": 20},
+    )
     assert [e.round for e in ledger.events(after=events[2].id)] == [3, 4]
     assert list(ledger.events(after=events[-1].id)) == []
     ledger.event("plan", "no round, no site")

@@ -24,9 +24,7 @@ SCHEMA = AdapterSchema(
     (("body.weight", (3, 2)), ("gain", (5,)), ("head.bias", (FINDINGS,)), ("head.weight", (FINDINGS, 2))),
     ("head.bias", "head.weight"),
 )
-CONFIGS = {
-    name: RunConfig.from_flat({"pet.method": "norm", "strategy.name": name}) for name in STEPS
-}
+CONFIGS = {name: RunConfig.from_flat({"pet.method": "norm", "strategy.name": name}) for name in STEPS}
 
 
 def draw(seed, scale=1.0):
@@ -50,7 +48,13 @@ START = AdapterState(draw(0), {})
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(1, 10**6), st.lists(st.integers(0, 50), min_size=4, max_size=4)), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 10**6), st.lists(st.integers(0, 50), min_size=4, max_size=4)),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_each_row_is_averaged_over_the_sites_that_label_it(sites):
     updates = [site(f"s{i}", n, i, labelled) for i, (n, labelled) in enumerate(sites)]
     mean = weighted_mean(iter(updates), SCHEMA)
@@ -158,7 +162,9 @@ def test_a_row_nobody_labels_keeps_its_bits_also_under_momentum(strategy):
         outcome = aggregate(state, updates, SCHEMA, memory, CONFIGS[strategy])
         state, memory = outcome.state, outcome.memory
         for name in SCHEMA.head:
-            moved = [not torch.equal(state.tensors[name][i], before.tensors[name][i]) for i in range(FINDINGS)]
+            moved = [
+                not torch.equal(state.tensors[name][i], before.tensors[name][i]) for i in range(FINDINGS)
+            ]
             assert moved == [True, True, number <= 2, False]
     for name in SCHEMA.head:
         assert state.tensors[name][3].numpy().tobytes() == START.tensors[name][3].numpy().tobytes()

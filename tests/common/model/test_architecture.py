@@ -60,7 +60,9 @@ def test_frozen_blocks_end_where_gradients_begin(make_model, images, moved, meth
     assert first_live_block(model, images(model)) == model.frozen_blocks
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "densenet121", "test_efficientnet", "test_convnext", "test_vit2"])
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "densenet121", "test_efficientnet", "test_convnext", "test_vit2"]
+)
 @pytest.mark.parametrize("scope", ["all", "last-2"])
 @pytest.mark.parametrize("method", ["head", "lora", "bitfit", "norm", "full"])
 def test_frozen_blocks_of_other_families(make_model, images, backbone, method, scope):
@@ -77,7 +79,9 @@ def first_live_block(model, x):
     return max(live[0] - 1, 0) if live else blocks
 
 
-@pytest.mark.parametrize(("method", "scope", "frozen"), [("lora", "last-2", 4), ("lora", "all", 0), ("head", "all", 6)])
+@pytest.mark.parametrize(
+    ("method", "scope", "frozen"), [("lora", "last-2", 4), ("lora", "all", 0), ("head", "all", 6)]
+)
 def test_frozen_blocks_by_number(make_model, method, scope, frozen):
     assert make_model(pet__method=method, pet__scope=scope).frozen_blocks == frozen
 

@@ -31,7 +31,12 @@ def test_a_copied_out_adapter_does_not_follow_the_model(make_model, moved):
 
 
 def test_the_head_is_named_in_the_schema(make_model):
-    for backbone, head in (("test_vit", "head"), ("test_resnet", "fc"), ("test_convnext", "head.fc"), ("densenet121", "classifier")):
+    for backbone, head in (
+        ("test_vit", "head"),
+        ("test_resnet", "fc"),
+        ("test_convnext", "head.fc"),
+        ("densenet121", "classifier"),
+    ):
         schema = make_model(model__backbone=f"timm:{backbone}", pet__method="norm").schema
         assert set(schema.head) == {f"{head}.weight", f"{head}.bias"}
         shapes = dict(schema.shapes)
@@ -56,17 +61,38 @@ def dense(backbone, layers):
 
 
 RESIDUALS = [
-    ("test_vit", "all", "", {"blocks.0.attn.qkv": (192, 64), "blocks.5.mlp.fc1": (192, 64), "blocks.3.mlp.fc2": (64, 192)}),
+    (
+        "test_vit",
+        "all",
+        "",
+        {"blocks.0.attn.qkv": (192, 64), "blocks.5.mlp.fc1": (192, 64), "blocks.3.mlp.fc2": (64, 192)},
+    ),
     ("test_vit", "last-2", "q, v", {"blocks.4.attn.qkv.q": (64, 64), "blocks.5.attn.qkv.v": (64, 64)}),
-    ("resnet18", "all", "", {
-        "layer1.0.conv1": (64, 64 * 9), "layer2.0.conv1": (128, 64 * 9), "layer3.0.downsample.0": (256, 128),
-    }),
-    ("tf_efficientnetv2_b0", "all", "", {"blocks.1.0.conv_exp": (64, 16 * 9), "blocks.3.0.conv_pw": (192, 48)}),
+    (
+        "resnet18",
+        "all",
+        "",
+        {
+            "layer1.0.conv1": (64, 64 * 9),
+            "layer2.0.conv1": (128, 64 * 9),
+            "layer3.0.downsample.0": (256, 128),
+        },
+    ),
+    (
+        "tf_efficientnetv2_b0",
+        "all",
+        "",
+        {"blocks.1.0.conv_exp": (64, 16 * 9), "blocks.3.0.conv_pw": (192, 48)},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("backbone", "scope", "targets", "layers"), RESIDUALS, ids=[f"{r[0]}-{r[2]}" for r in RESIDUALS])
-def test_a_laid_residual_is_the_dense_one_in_the_weights(make_model, moved, logits, backbone, scope, targets, layers):
+@pytest.mark.parametrize(
+    ("backbone", "scope", "targets", "layers"), RESIDUALS, ids=[f"{r[0]}-{r[2]}" for r in RESIDUALS]
+)
+def test_a_laid_residual_is_the_dense_one_in_the_weights(
+    make_model, moved, logits, backbone, scope, targets, layers
+):
     """fedex: W0 x + s B A x + R x, whether R is beside the layer or in it; convolutions keep their stride."""
     settings = {"model__backbone": f"timm:{backbone}", "pet__scope": scope, "pet__targets": targets}
     settings["data__image_size"] = 64

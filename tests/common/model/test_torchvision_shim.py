@@ -9,7 +9,11 @@ import sys
 def test_torchvision_s_users_import(repository):
     lines = "import common.pet.lora, timm, transformers; print(timm.create_model('test_vit').num_classes)"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", lines], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", lines],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "1000"), done.stderr[-800:]
 

@@ -117,7 +117,14 @@ def test_a_transformers_dinov2_gives_the_same_features(tmp_path):
     theirs = shake(Dinov2Model(config))
     theirs.save_pretrained(tmp_path, safe_serialization=True)
     net = VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=2, mlp_ratio=3, init_values=1.0, num_classes=2
+        img_size=32,
+        patch_size=16,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=3,
+        init_values=1.0,
+        num_classes=2,
     ).eval()
     load_weights(net, tmp_path, "head")
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -53,9 +53,7 @@ class Federation:
         """M = sum_i w_i B_i A_i as one matrix in float64, straight from its definition."""
         total = sum(u.num_examples for u in updates)
         a, b = self.factors(before, updates, layer)
-        return sum(
-            u.num_examples / total * (b_i @ a_i) for u, a_i, b_i in zip(updates, a, b, strict=True)
-        )
+        return sum(u.num_examples / total * (b_i @ a_i) for u, a_i, b_i in zip(updates, a, b, strict=True))
 
     def factors(self, before, updates, layer) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Each site's A_i and B_i after its training."""

@@ -28,9 +28,7 @@ def run(federation, aggregation, rounds=4, strategy="fedavg"):
     """Run rounds of drifting sites; returns each round's error."""
     state, memory, errors = federation.start(), {}, []
     for number in range(1, rounds + 1):
-        schema = federation.schema.select(
-            trained_names(federation.schema, config(aggregation), number)
-        )
+        schema = federation.schema.select(trained_names(federation.schema, config(aggregation), number))
         updates = federation.updates(number, names=schema.names)
         outcome = aggregate(state, updates, schema, memory, config(aggregation, strategy))
         state, memory = outcome.state, outcome.memory
@@ -48,9 +46,7 @@ def test_averaging_both_factors_has_one(federation):
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    st.lists(st.integers(1, 1000), min_size=2, max_size=5), st.floats(0.01, 2.0), st.integers(0, 1000)
-)
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=5), st.floats(0.01, 2.0), st.integers(0, 1000))
 def test_the_error_is_the_weighted_covariance_of_the_factors(federation, examples, drift, seed):
     """M - B A = sum_i w_i (B_i - B) (A_i - A), with A and B the weighted means."""
     state = aggregate(
@@ -73,9 +69,7 @@ def test_the_error_is_the_weighted_covariance_of_the_factors(federation, example
 
 def test_the_error_is_of_second_order_in_the_drift(federation):
     """A tenth of the drift is about a hundredth of the error."""
-    state = aggregate(
-        federation.start(), federation.updates(1), federation.schema, {}, config("fedit")
-    ).state
+    state = aggregate(federation.start(), federation.updates(1), federation.schema, {}, config("fedit")).state
     errors = [
         aggregate(state, federation.updates(2, drift=d), federation.schema, {}, config("fedit")).lora_error
         for d in (1e-1, 1e-2)

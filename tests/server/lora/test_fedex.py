@@ -97,7 +97,9 @@ def test_compress_returns_the_product_at_its_rank():
     assert compress(torch.cat([left, -left], 1), torch.cat([right, right], 0), 1.0) is None
 
 
-@pytest.mark.parametrize(("backbone", "targets"), [("test_vit", ""), ("test_vit", "q, v"), ("test_resnet", "")])
+@pytest.mark.parametrize(
+    ("backbone", "targets"), [("test_vit", ""), ("test_vit", "q, v"), ("test_resnet", "")]
+)
 def test_the_model_computes_with_the_sum_of_products(make_config, backbone, targets):
     """Two rounds, three sites, then the plain timm network with s sum_i w_i B_i A_i in its weights.
 
@@ -123,9 +125,7 @@ def test_the_model_computes_with_the_sum_of_products(make_config, backbone, targ
         after = aggregate(state, updates, model.schema, {}, config).state
         for name in [n for n in state.tensors if ".lora_A." in n]:
             layer = name.partition(".lora_A.")[0]
-            product = sum(
-                u.num_examples / 20 * matrix(state.plus(u.delta), layer) for u in updates
-            )
+            product = sum(u.num_examples / 20 * matrix(state.plus(u.delta), layer) for u in updates)
             taken_over = matrix(state, layer)
             dense[layer] = dense.get(layer, 0) + 4.0 * (product - taken_over)
         state = after
