@@ -103,7 +103,7 @@ def answer_from_records(records: RecordDict) -> Answer:
         site=str(site["name"]),
         code=code,
         update=_one_array(records, "update"),
-        metrics=dict(records.metric_records.get("metrics") or {}),  # type: ignore[arg-type]
+        metrics=dict(records.metric_records.get("metrics") or {}),
     )
 
 

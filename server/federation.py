@@ -27,6 +27,7 @@ class EnrolledSite:
     name: str
     node: int
     train_studies: int
+    validation_studies: int
     owned: tuple[bool, ...]
 
 
@@ -110,7 +111,9 @@ class Federation:
     def _admit(self, node: int, answer: Answer) -> None:
         facts: dict[str, Any] = dict(answer.metrics)
         owned = tuple(bool(v) for v in facts.pop("owned", []))
-        site = EnrolledSite(answer.site, node, int(facts["train-studies"]), owned)
+        site = EnrolledSite(
+            answer.site, node, int(facts["train-studies"]), int(facts["validation-studies"]), owned
+        )
         self.sites[site.name] = site
         findings = [f for f, own in zip(self.config.data.findings, owned, strict=True) if own]
         self.ledger.put_site(site.name, {**facts, "findings": findings})

@@ -86,9 +86,13 @@ class Ledger:
     def reset_rounds(self, records: list[dict[str, Any]]) -> None:
         """Make the rounds exactly those that are committed on disk."""
         self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("DELETE FROM rounds")
-        for record in records:
-            self.put_round(record)
+        try:
+            self._db.execute("DELETE FROM rounds")
+            for record in records:
+                self.put_round(record)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
         self._db.execute("COMMIT")
 
     def put_evaluation(self, arm: str, split: str, site: str, metrics: Mapping[str, Any]) -> None:

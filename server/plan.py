@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 from flwr.serverapp import Grid
+from safetensors import SafetensorError
 
 from common.adapter import AdapterState
 from common.config import RunConfig, read_toml
@@ -21,7 +22,7 @@ from common.files import write_atomic
 from common.model.build import CxrModel, build_model
 from common.model.digest import code_digest
 from common.pet.phase import trained_count
-from common.protocol import Split
+from common.protocol import Split, Value
 from server.checkpoint import Checkpoint
 from server.exchange import Reply
 from server.federation import Federation
@@ -58,7 +59,8 @@ def run_plan(grid: Grid, config: RunConfig, folder: Path) -> None:
             _local_stage(federation)
         rounds = train_rounds(federation, model.initial_state(), folder / "checkpoints")
         final = evaluate_arm(federation, "federated", rounds[-1].state, "validation")
-        chosen = choose_round(config, rounds, final)
+        studies = {site.name: site.validation_studies for site in federation.sites.values()}
+        chosen = choose_round(config, rounds, final, studies)
         text = f"releasing the adapter of round {chosen.round} ({config.rounds.select})"
         ledger.event("chosen", text, round=chosen.round)
         _test_stage(federation, chosen.state, folder)
@@ -168,11 +170,26 @@ def evaluate_arm(
             text = f"{site} did not measure {arm}: {reply.code}"
             federation.ledger.event("evaluated", text, site=site, code=reply.code)
             return
+        if not plausible(reply.answer.metrics):
+            text = f"{site} did not measure {arm}: E_NONFINITE"
+            federation.ledger.event("evaluated", text, site=site, code="E_NONFINITE")
+            return
         results[site] = dict(reply.answer.metrics)
         federation.ledger.put_evaluation(arm, split, site, results[site])
 
     federation.ask(list(federation.sites), instruction, receive)
     return results
+
+
+def plausible(metrics: Mapping[str, Value]) -> bool:
+    """Whether every number is finite and every AUROC lies in [0, 1]."""
+    for key, value in metrics.items():
+        numbers = np.asarray(value, dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            return False
+        if key.endswith("auroc") and not ((numbers >= 0) & (numbers <= 1)).all():
+            return False
+    return True
 
 
 def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> None:
@@ -181,7 +198,7 @@ def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> N
         arms["local"] = None
     arms["federated"] = chosen
     for file in sorted((folder / "arms").glob("*.safetensors")):
-        arms[file.stem] = AdapterState.from_bytes(file.read_bytes())
+        arms[file.stem] = _reference(file)
     for arm, state in arms.items():
         results = evaluate_arm(federation, arm, state, "test")
         scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
@@ -190,18 +207,40 @@ def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> N
         federation.ledger.event("tested", text, arm=arm)
 
 
+def _reference(file: Path) -> AdapterState:
+    try:
+        return AdapterState.from_bytes(file.read_bytes())
+    except SafetensorError:
+        raise CheckpointError(
+            f"arms/{file.name} is not a readable adapter", fix="remove it, or write it again"
+        ) from None
+
+
 def choose_round(
-    config: RunConfig, rounds: list[Checkpoint], final: Mapping[str, Mapping[str, Any]]
+    config: RunConfig,
+    rounds: list[Checkpoint],
+    final: Mapping[str, Mapping[str, Any]],
+    studies: Mapping[str, int],
 ) -> Checkpoint:
     """Return the round whose adapter is released.
 
-    ``best-validation`` takes the round with the highest mean validation AUROC, the earlier one
-    on a tie. Sites report the adapter they *received*, so round r's figure arrives in round
-    r + 1; the last round's is ``final``.
+    ``best-validation`` takes the round with the highest mean validation AUROC, each site weighted
+    by its validation ``studies`` (a site with a handful would decide by chance), the earlier one
+    on a tie; an abandoned round brought no adapter of its own. Sites report the adapter they
+    *received*, so round r's figure arrives in round r + 1; the last round's is ``final``.
     """
-    if config.rounds.select == "last":
-        return rounds[-1]
-    figures = [list(r.record["validation_before"].values()) for r in rounds[1:]]
-    figures.append([m["macro-auroc"] for m in final.values() if "macro-auroc" in m])
-    means = [float(np.mean(values)) if values else -1.0 for values in figures]
-    return rounds[int(np.argmax(means))] if max(means) >= 0 else rounds[-1]
+    figures = [dict(r.record["validation_before"]) for r in rounds[1:]]
+    figures.append({s: m["macro-auroc"] for s, m in final.items() if "macro-auroc" in m})
+    scored = [
+        (_weighted(scores, studies), checkpoint)
+        for scores, checkpoint in zip(figures, rounds, strict=True)
+        if checkpoint.record["status"] == "committed"
+    ]
+    best, chosen = max(scored, key=lambda pair: pair[0])
+    return rounds[-1] if config.rounds.select == "last" or best < 0 else chosen
+
+
+def _weighted(scores: Mapping[str, float], studies: Mapping[str, int]) -> float:
+    """Mean of the sites' scores by their studies; -1 where there is none."""
+    total = sum(studies[site] for site in scores)
+    return sum(studies[site] * score for site, score in scores.items()) / total if total else -1.0

@@ -131,7 +131,7 @@ def _vera(model: CxrModel, state: AdapterState) -> tuple[dict[str, Tensor], dict
     """
     layers = [n.removesuffix(_VERA_D) for n in state.tensors if n.endswith(_VERA_D)]
     shared = {side: model.net.get_submodule(layers[0]).get_submodule(f"vera_{side}") for side in "AB"}
-    a, b = (shared[side]["default"].detach().cpu() for side in "AB")  # type: ignore[index]
+    a, b = (shared[side]["default"].detach().cpu() for side in "AB")
     vectors = {
         layer: (state.tensors[f"{layer}{_VERA_B}"], state.tensors[f"{layer}{_VERA_D}"]) for layer in layers
     }
@@ -139,7 +139,7 @@ def _vera(model: CxrModel, state: AdapterState) -> tuple[dict[str, Tensor], dict
         pairs = {}
         for layer, (out, inner) in vectors.items():
             inside = model.net.get_submodule(layer).in_features
-            pairs[layer] = (out[:, None] * b[: len(out)] * inner, a[:, :inside].clone())  # type: ignore[misc]
+            pairs[layer] = (out[:, None] * b[: len(out)] * inner, a[:, :inside].clone())
         return _low_rank(model, state, _fuse_parts(pairs))
     tensors = _saved(model, state) | {"base_model.vera_A": a, "base_model.vera_B": b}
     for layer, (out, inner) in vectors.items():

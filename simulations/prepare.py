@@ -34,17 +34,20 @@ def prepare_sites(experiment: Experiment, folder: Path) -> dict[str, Path]:
         ConfigError: if a site cannot be made as described.
         TableError, LabelError: if a site's table cannot be used; checked before anything runs.
     """
-    specs = experiment.sites
     identity = experiment.model_dump_json(include={"sites", "partition", "data", "threads", "seed"})
-    stamp = folder / "prepared.json"
     digest = hashlib.sha256(identity.encode()).hexdigest()
-    if not (stamp.is_file() and json.loads(stamp.read_text())["digest"] == digest):
+    stamp = folder / "prepared.json"
+    told = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    if told.get("digest") != digest:
         if experiment.partition is not None:
-            _deal(experiment, folder)
-        for name, spec in specs.items():
-            _write(name, spec, experiment, folder / name)
-        write_atomic(stamp, json.dumps({"digest": digest}).encode())
-    files = {path.parent.name: path for path in sorted(folder.glob("*/site.toml"))}
+            names = _deal(experiment, folder)
+        else:
+            names = list(experiment.sites)
+            for name, spec in experiment.sites.items():
+                _write(name, spec, experiment, folder / name)
+        told = {"digest": digest, "sites": sorted(names)}
+        write_atomic(stamp, json.dumps(told).encode())
+    files = {name: folder / name / "site.toml" for name in told["sites"]}
     for file in files.values():
         read_studies(load_site(file), experiment.data.findings)
     return files
@@ -103,8 +106,8 @@ def _for_simulation(file: Path, experiment: Experiment) -> None:
     write_atomic(file, tomli_w.dumps(body).encode())
 
 
-def _deal(experiment: Experiment, folder: Path) -> None:
-    """Deal one table out to sites, by patient."""
+def _deal(experiment: Experiment, folder: Path) -> list[str]:
+    """Deal one table out to sites, by patient; returns the sites' names."""
     spec = experiment.partition
     assert spec is not None
     whole = load_site(_write("whole", spec.source, experiment, folder.parent / "whole"))
@@ -124,11 +127,12 @@ def _deal(experiment: Experiment, folder: Path) -> None:
         column=table.study if spec.scheme == "column" else None,
     )
     width = len(str(spec.sites))
-    for i, rows in enumerate(dealt, start=1):
-        name = f"site-{i:0{width}d}"
+    names = [f"site-{i:0{width}d}" for i in range(1, len(dealt) + 1)]
+    for name, rows in zip(names, dealt, strict=True):
         part = {"path": table.path[rows], "patient": table.patient[rows], "view": table.view[rows]}
         write_table_site(folder / name, name, whole, part, table.labels[rows], table.findings)
         _for_simulation(folder / name / "site.toml", experiment)
+    return names
 
 
 def write_table_site(

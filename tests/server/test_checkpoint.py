@@ -55,7 +55,7 @@ def test_what_was_committed_is_read(folder):
     assert committed(folder) == [1, 2, 3]
     for number in (1, 2, 3):
         assert same(read(folder, number, PLAN), make(number))
-    assert not [p for p in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 def test_an_empty_memory_and_an_empty_folder(tmp_path):

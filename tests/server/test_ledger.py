@@ -65,7 +65,7 @@ def test_events_after_an_id(ledger):
     assert [e.round for e in ledger.events(after=events[2].id)] == [3, 4]
     assert list(ledger.events(after=events[-1].id)) == []
     ledger.event("plan", "no round, no site")
-    last = list(ledger.events(after=events[-1].id))[0]
+    last = next(iter(ledger.events(after=events[-1].id)))
     assert (last.round, last.site, last.facts) == (None, None, {})
     assert last.time >= events[0].time
 

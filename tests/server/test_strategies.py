@@ -105,7 +105,11 @@ def test_a_mean_in_fp32_would_have_lost_the_small_site():
 
 @pytest.mark.parametrize("strategy", sorted(STEPS))
 def test_who_answers_first_changes_no_bit(strategy):
-    updates = [site(name, n, n) for name, n in (("b", 7), ("a", 1000), ("d", 3), ("c", 31))]
+    """Sizes differ by orders of magnitude, so that float64 sums round, and round by order."""
+    updates = []
+    for i, (name, n) in enumerate((("b", 7), ("a", 1001), ("d", 3), ("c", 31))):
+        delta = {k: d * 10.0 ** (-4 * i) for k, d in draw(i).items()}
+        updates.append(SiteUpdate(name, n, np.full(FINDINGS, n), delta))
     results = set()
     for order in itertools.permutations(updates):
         outcome = aggregate(START, order, SCHEMA, {}, CONFIGS[strategy])

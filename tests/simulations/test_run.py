@@ -285,3 +285,35 @@ def test_the_run_folder_holds_what_it_promises(run_tiny: Run, tmp_path: Path) ->
     assert report.thumbnail_baseline is not None and set(report.thumbnail_baseline) == set(local.sites)
     assert "cardiomegaly" not in report.sites["south"].findings
     assert local.sites["south"].findings["cardiomegaly"].auroc is None
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet", "quantity", "column"])
+def test_one_table_is_dealt_out_to_sites_by_patient(tiny: Any, tmp_path: Path, scheme: str) -> None:
+    from client.data.table import read_studies
+    from simulations.experiment import Experiment
+    from simulations.prepare import prepare_sites
+
+    source = {"phantom": {"studies": 80, "seed": 5, "size": 32}}
+    tree = tiny().model_dump(exclude={"sites"})
+    tree["partition"] = {"source": source, "scheme": scheme, "sites": 3, "column": "view"}
+    if scheme == "column":
+        tree["partition"]["sites"] = 2
+    experiment = Experiment.build(tree)
+    files = prepare_sites(experiment, tmp_path / "sites")
+    tables = [read_studies(load_site(file), experiment.data.findings) for file in files.values()]
+    assert len(files) == tree["partition"]["sites"] and sum(len(t) for t in tables) == 80
+    patients = [set(t.patient.tolist()) for t in tables]
+    assert sum(map(len, patients)) == len(set.union(*patients))
+    if scheme == "column":
+        assert all(len(set(t.view.tolist())) <= 2 for t in tables)
+
+
+def test_a_prepared_folder_is_used_again_and_a_changed_one_is_not(tiny: Any, tmp_path: Path) -> None:
+    from simulations.prepare import prepare_sites
+
+    sites = {"north": {"phantom": {"studies": 12, "seed": 1, "size": 32}}}
+    first = prepare_sites(tiny(sites=sites), tmp_path / "sites")
+    stamp = first["north"].stat().st_mtime_ns
+    assert prepare_sites(tiny(sites=sites), tmp_path / "sites")["north"].stat().st_mtime_ns == stamp
+    sites["north"]["phantom"]["studies"] = 14
+    assert prepare_sites(tiny(sites=sites), tmp_path / "sites")["north"].stat().st_mtime_ns > stamp

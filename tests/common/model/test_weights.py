@@ -1,4 +1,4 @@
-"""Weights come from a safetensors file, a timm folder or a transformers folder, and fit exactly or not at all."""
+"""Weights come from a safetensors file, a timm or a transformers folder, and fit exactly or not at all."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 WIDTH, HIDDEN, BLOCKS = 64, 192, 6
@@ -68,7 +70,7 @@ def test_lora_on_resnet18_counts_kernels(make_model):
     """A has the layer's kernel, B is 1 x 1: r (9 in + out) for a 3 x 3 convolution."""
     widths = [64, 128, 256, 512]
     pairs = [(64, 64, 9)] * 4
-    for before, width in zip(widths, widths[1:], strict=False):
+    for before, width in pairwise(widths):
         pairs += [(before, width, 9), (before, width, 1)] + [(width, width, 9)] * 3
     model = make_model(model__backbone="timm:resnet18")
     assert model.schema.numel == FINDINGS * 513 + sum(R * (i * k + o) for i, o, k in pairs)

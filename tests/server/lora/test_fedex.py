@@ -51,6 +51,16 @@ def test_factors_are_still_the_plain_means(federation, fedex, make_config):
     assert AdapterState(exact.tensors, {}).digest() == plain.digest()
 
 
+def test_who_answers_first_changes_no_bit(federation, fedex):
+    updates = federation.updates(1)
+    results = [
+        aggregate(federation.start(), order, federation.schema, {}, fedex)
+        for order in (updates, updates[::-1], [updates[1], updates[2], updates[0]])
+    ]
+    assert len({outcome.state.digest() for outcome in results}) == 1
+    assert len({outcome.lora_error for outcome in results}) == 1
+
+
 def test_rank_stays_within_the_layer(federation, fedex):
     state = federation.start()
     ranks = []
