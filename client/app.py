@@ -16,6 +16,7 @@ from common.errors import ConfigError, SchemaError
 from common.protocol import MESSAGE_TYPES, Answer
 from common.wire import answer_to_records, instruction_from_records
 
+
 def site_file(context: Context) -> Path:
     """Return this node's site.toml, as its node config names it.
 

@@ -16,7 +16,7 @@ from client.data.dataset import SiteData
 from client.evaluate import macro_auroc, predict
 from client.prefix_cache import StudyInputs
 from common.adapter import AdapterState
-from common.config import RunConfig, TrainConfig
+from common.config import TrainConfig
 from common.errors import DataError
 from common.model.build import CxrModel
 from common.pet.phase import trained_names

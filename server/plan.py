@@ -51,9 +51,7 @@ def run_plan(grid: Grid, config: RunConfig, folder: Path) -> None:
     ledger = Ledger(folder / "ledger.sqlite")
     try:
         _describe(ledger, config, model, plan_digest)
-        federation = Federation(
-            grid, config, plan_digest, model.base_digest, model.schema, ledger
-        )
+        federation = Federation(grid, config, plan_digest, model.base_digest, model.schema, ledger)
         federation.enrol()
         if config.evaluate.local:
             _local_stage(federation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,7 @@ def summarise(folder: Path) -> Report:
         arms = _arms(results, rounds, ledger.get("local_steps") or {}, folder / "arms")
         macro = {site: g.get("macro") for site, g in gains.items()}
         findings = {
-            site: {name: gap for name, gap in g.items() if name != "macro"}
-            for site, g in gains.items()
+            site: {name: gap for name, gap in g.items() if name != "macro"} for site, g in gains.items()
         }
         compared = "local" in arms and "federated" in arms
         worse = find_worse(arms["local"], arms["federated"], macro, findings) if compared else ()
@@ -58,7 +57,7 @@ def summarise(folder: Path) -> Report:
         released = ledger.get("released") or {}
         return Report(
             title=told.get("title", "A federated run"),
-            created=datetime.now(timezone.utc),
+            created=datetime.now(UTC),
             plan_digest=ledger.get("plan_digest"),
             code_digest=ledger.get("code_digest"),
             base_digest=ledger.get("base_digest"),

@@ -46,9 +46,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override any key; may be repeated."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder. Default: runs/NAME-DATE-TIME.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-DATE-TIME.")] = None,
     engine: Annotated[
         str, typer.Option(help="`inline`: this process. `ray`: Flower's engine, also on a cluster.")
     ] = "inline",
@@ -59,9 +57,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with the run in --out, to the same bits.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the report is.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print every event as one JSON line.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every event as one JSON line.")] = False,
 ) -> None:
     """Run an experiment and write its report.
 

@@ -41,9 +41,7 @@ def run_inline(
     server_app(InlineGrid(client_app, contexts, tamper), Context(RUN_ID, 0, {}, RecordDict(), flat))
 
 
-def run_ray(
-    config: RunConfig, files: Mapping[str, Path], folder: Path, threads: int, gpus: float
-) -> None:
+def run_ray(config: RunConfig, files: Mapping[str, Path], folder: Path, threads: int, gpus: float) -> None:
     """Run the plan under Flower's simulation engine; RAY_ADDRESS makes it use a cluster.
 
     ``threads`` CPUs and ``gpus`` GPUs are reserved per site, so as many sites train at once as the

@@ -159,9 +159,7 @@ def load_experiments(name: str, assignments: Sequence[str] = ()) -> dict[str, Ex
         set_key(over, key, value)
     names = tree.get("series") or [path.stem]
     members = [path.parent / f"{member}.toml" for member in names] if "series" in tree else [path]
-    return {
-        member.stem: Experiment.build(merge(_with_base(member), over)) for member in members
-    }
+    return {member.stem: Experiment.build(merge(_with_base(member), over)) for member in members}
 
 
 def _with_base(path: Path) -> dict[str, Any]:

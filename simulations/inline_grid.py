@@ -82,9 +82,7 @@ class InlineGrid(Grid):
                 return [through_the_wire(reply)]
         return []
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push, then pull until every node has worked."""
         waiting = self.push_messages(messages)
         replies: list[Message] = []

@@ -183,12 +183,8 @@ def write_pooled_site(files: dict[str, Path], config: RunConfig, folder: Path) -
             parts["split"] += [split] * len(rows)
             labels.append(data.labels[rows])
     first = next(iter(sites.values()))
-    like = first.model_copy(
-        update={"data": first.data.model_copy(update={"root": root, "views": ()})}
-    )
-    file = write_table_site(
-        folder, "pooled", like, parts, np.concatenate(labels), config.data.findings
-    )
+    like = first.model_copy(update={"data": first.data.model_copy(update={"root": root, "views": ()})})
+    file = write_table_site(folder, "pooled", like, parts, np.concatenate(labels), config.data.findings)
     body = read_toml(file)
     body["device"] = {"threads": first.device.threads}
     body["evaluate"] = {"min_cell": 1}

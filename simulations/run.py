@@ -36,9 +36,7 @@ def run_series(
     view: View,
 ) -> dict[Path, Report]:
     """Run experiments one after the other; several go to subfolders. Returns folder -> report."""
-    places = {
-        name: folder / name if len(experiments) > 1 else folder for name in experiments
-    }
+    places = {name: folder / name if len(experiments) > 1 else folder for name in experiments}
     return {
         place: run_experiment(experiments[name], place, engine=engine, resume=resume, view=view)
         for name, place in places.items()

@@ -23,18 +23,14 @@ REGULARISATION = 1e-3
 """Inverse strength C; 1,024 grey values against a few hundred studies need much of it."""
 
 
-def thumbnail_baseline(
-    files: dict[str, Path], config: RunConfig
-) -> dict[str, dict[str, BaselineResult]]:
+def thumbnail_baseline(files: dict[str, Path], config: RunConfig) -> dict[str, dict[str, BaselineResult]]:
     """Fit each site's own findings on its training thumbnails and measure on its test studies.
 
     A finding without both classes among the training studies is left out.
     """
     results: dict[str, dict[str, BaselineResult]] = {}
     for name, file in files.items():
-        data = load_site_data(
-            load_site(file), config.data.findings, config.data.image_size, config.data.fit
-        )
+        data = load_site_data(load_site(file), config.data.findings, config.data.image_size, config.data.fit)
         results[name] = _one_site(name, data, config)
     return results
 
@@ -49,9 +45,7 @@ def _one_site(name: str, data: SiteData, config: RunConfig) -> dict[str, Baselin
         known = ~np.isnan(labels)
         if len(np.unique(labels[known])) < 2:
             continue
-        model = make_pipeline(
-            StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=2000)
-        )
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=2000))
         model.fit(grey[: len(train)][known], labels[known])
         scores[:, j] = model.predict_proba(grey[len(train) :])[:, 1]
         fitted.append(finding)
@@ -75,7 +69,6 @@ def _one_site(name: str, data: SiteData, config: RunConfig) -> dict[str, Baselin
 def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Shrink ``[n, S, S]`` to ``[n, 1024]`` in [0, 1], averaging areas."""
     small = [
-        np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX))
-        for image in pixels
+        np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX)) for image in pixels
     ]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255

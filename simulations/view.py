@@ -153,5 +153,3 @@ class _Board:
             return ""
         each = (time.time() - self._began) / (self._round - 1)
         return f"about {each * (self._rounds - self._round + 1):.0f} s left"
-
-

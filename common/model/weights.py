@@ -31,11 +31,10 @@ def load_weights(net: nn.Module, path: Path, head: str) -> None:
     """
     file, config = _locate(path)
     try:
-        state = load_file(file)
+        in_transformers_layout = config.get("model_type") in ("vit", "dinov2")
+        state = _from_transformers(path) if in_transformers_layout else load_file(file)
     except (SafetensorError, OSError):
         raise WeightsError(f"{file}: not a readable safetensors file") from None
-    if config.get("model_type") in ("vit", "dinov2"):
-        state = _from_transformers(state)
     state = {name: tensor.float() for name, tensor in state.items()}
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_fn is not None:
@@ -105,38 +104,49 @@ def _some(names: Iterable[str], limit: int = 3) -> str:
 
 
 _RENAME = (
-    (r"^(vit|dinov2)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^layernorm\.", "norm."),
-    (r"^encoder\.layers?\.(\d+)\.", r"blocks.\1."),
-    (r"^layers?\.(\d+)\.", r"blocks.\1."),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
     (r"\.attention\.o_proj\.", ".attn.proj."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
 )
-_QKV = re.compile(
-    r"^(blocks\.\d+)\.attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(\w+)$"
-)
+_QKV = re.compile(r"^(blocks\.\d+)\.attention\.([qkv])_proj\.(\w+)$")
+_UNUSED = ("pooler.", "embeddings.mask_token")
 
 
-def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a transformers ViT or DINOv2 encoder to timm's layout and fuse q, k, v."""
+def _from_transformers(folder: Path) -> dict[str, Tensor]:
+    """Load a ViT or DINOv2 encoder through transformers; rename to timm's layout and fuse q, k, v.
+
+    transformers reads older key names and sharded files; a tensor it would have to make up is an
+    error.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    model, told = AutoModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    made_up = sorted(name for name in told["missing_keys"] if not name.startswith(_UNUSED))
+    if made_up:
+        raise WeightsError(
+            f"{folder}: {len(made_up)} tensors the architecture needs are not in the folder",
+            found=f"missing {_some(made_up)}",
+        )
     out: dict[str, Tensor] = {}
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        if "mask_token" in name or name.startswith(("pooler.", "classifier.")):
+    for name, tensor in model.state_dict().items():
+        if name.startswith(_UNUSED):
             continue
         for pattern, replacement in _RENAME:
             name = re.sub(pattern, replacement, name)
         if match := _QKV.match(name):
             block, which, leaf = match.groups()
-            parts.setdefault((block, leaf), {})[which[0]] = tensor
+            parts.setdefault((block, leaf), {})[which] = tensor
         else:
             out[name] = tensor
     for (block, leaf), qkv in parts.items():

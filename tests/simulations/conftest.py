@@ -31,9 +31,7 @@ TINY: dict[str, Any] = {
     "sites": {
         "north": {"phantom": {"studies": 60, "seed": 1, "size": 32}},
         "east": {"phantom": {"studies": 50, "seed": 2, "size": 32, "scanner": "portable"}},
-        "south": {
-            "phantom": {"studies": 40, "seed": 3, "size": 32, "findings": ["edema", "effusion"]}
-        },
+        "south": {"phantom": {"studies": 40, "seed": 3, "size": 32, "findings": ["edema", "effusion"]}},
     },
 }
 
@@ -55,19 +53,15 @@ def tiny() -> Callable[..., Experiment]:
     return build
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_tiny(tiny: Callable[..., Experiment], tiny_sites: dict[str, Path]) -> Callable[..., Report]:
     """Run a variant in a folder that starts with the prepared sites."""
 
-    def run(
-        folder: Path, engine: Engine = "inline", resume: bool = False, **overrides: Any
-    ) -> Report:
+    def run(folder: Path, engine: Engine = "inline", resume: bool = False, **overrides: Any) -> Report:
         sites = next(iter(tiny_sites.values())).parents[1]
         if not folder.exists():
             shutil.copytree(sites, folder / "sites")
-        return run_experiment(
-            tiny(**overrides), folder, engine=engine, resume=resume, view=View("quiet")
-        )
+        return run_experiment(tiny(**overrides), folder, engine=engine, resume=resume, view=View("quiet"))
 
     return run
 

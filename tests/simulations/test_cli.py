@@ -29,7 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment(folder: Path, **over: Any) -> Path:
     """Write an experiment over the two folders."""
     labels = {"edema": "edema", "effusion": "effusion"}
-    site = {n: {"site": {"data": {"table": f"{n}/studies.csv", "root": n}, "labels": labels}} for n in ("north", "south")}
+    site = {
+        n: {"site": {"data": {"table": f"{n}/studies.csv", "root": n}, "labels": labels}}
+        for n in ("north", "south")
+    }
     for name in site:
         site[name]["site"] |= over.get(name, {})
     tree = {
@@ -156,5 +159,3 @@ def test_a_site_that_is_not_there(tmp_path: Path) -> None:
     complaint(result, "E_CONFIG", 2)
     result = CliRunner().invoke(server_app, ["status", str(tmp_path)])
     complaint(result, "E_RUN", 6)
-
-

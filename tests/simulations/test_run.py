@@ -180,9 +180,7 @@ def test_a_silent_site_misses_the_deadline_and_below_quorum_a_round_is_abandoned
     assert states[0] == states[1] != states[2]
 
 
-def test_the_two_engines_agree(
-    run_tiny: Run, final_adapter: Final, tmp_path: Path
-) -> None:
+def test_the_two_engines_agree(run_tiny: Run, final_adapter: Final, tmp_path: Path) -> None:
     inline = run_tiny(tmp_path / "inline")
     ray = run_tiny(tmp_path / "ray", engine="ray")
     assert final_adapter(tmp_path / "inline").digest() == final_adapter(tmp_path / "ray").digest()

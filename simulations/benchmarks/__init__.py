@@ -1,0 +1,1 @@
+"""Measurements to repeat: each prints what it compared and the figures."""
