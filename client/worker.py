@@ -73,7 +73,7 @@ class SiteWorker:
             return self._stages[instruction.stage](instruction, config)
         except FedcxrError as error:
             return self._failed(instruction, error.code, str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001  (whatever it is, only a code may leave)
             return self._failed(instruction, "E_INTERNAL", traceback.format_exc())
 
     # ------------------------------------------------------------------ stages

@@ -51,7 +51,7 @@ def fail_clearly(as_json: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is committed is kept, add --resume to go on\n")
         raise SystemExit(130) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (no traceback reaches a user)
         descriptor, file = tempfile.mkstemp(prefix="fedcxr-fault-", suffix=".log")
         with os.fdopen(descriptor, "w") as stream:
             stream.write(traceback.format_exc())

@@ -49,7 +49,7 @@ class PhantomSpec(Section):
     """Side of the stored images in pixels."""
     findings: Findings | None = None
     """Findings this site annotates; absent: all the phantoms have."""
-    prevalence: dict[str, Share] = {}
+    prevalence: dict[str, Share] = Field(default_factory=dict)
     """Finding -> share of studies with it; absent: the default population's."""
     severity: Share = 0.5
     """Mean severity of a finding that is present."""
@@ -102,7 +102,8 @@ class Experiment(RunConfig):
     description: str = ""
     """One paragraph for the report."""
     data: ExperimentData = ExperimentData()
-    sites: dict[str, SiteSpec] = {}
+    sites: dict[str, SiteSpec] = Field(default_factory=dict)
+    """Site -> where its studies come from."""
     partition: PartitionSpec | None = None
     arms: Annotated[tuple[Arm, ...], BeforeValidator(comma_list)] = ("local", "federated", "pooled")
     """What is compared."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -102,6 +103,4 @@ class InlineGrid(Grid):
 def through_the_wire(message: Message) -> Message:
     """Serialise and read back, so that nothing is aliased and the bytes are true."""
     parts = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    copy = inflate_object_from_contents(message.object_id, parts)
-    assert isinstance(copy, Message)
-    return copy
+    return cast(Message, inflate_object_from_contents(message.object_id, parts))

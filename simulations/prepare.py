@@ -19,7 +19,7 @@ from common.config import RunConfig, read_toml
 from common.errors import ConfigError
 from common.files import write_atomic
 from common.seeds import numpy_generator
-from simulations.experiment import Experiment, PhantomSpec, SiteSpec
+from simulations.experiment import Experiment, PartitionSpec, PhantomSpec, SiteSpec
 from simulations.partition import partition
 from simulations.phantom.cases import Population
 from simulations.phantom.site import write_site
@@ -40,7 +40,7 @@ def prepare_sites(experiment: Experiment, folder: Path) -> dict[str, Path]:
     told = json.loads(stamp.read_text()) if stamp.is_file() else {}
     if told.get("digest") != digest:
         if experiment.partition is not None:
-            names = _deal(experiment, folder)
+            names = _deal(experiment, experiment.partition, folder)
         else:
             names = list(experiment.sites)
             for name, spec in experiment.sites.items():
@@ -106,10 +106,8 @@ def _for_simulation(file: Path, experiment: Experiment) -> None:
     write_atomic(file, tomli_w.dumps(body).encode())
 
 
-def _deal(experiment: Experiment, folder: Path) -> list[str]:
+def _deal(experiment: Experiment, spec: PartitionSpec, folder: Path) -> list[str]:
     """Deal one table out to sites, by patient; returns the sites' names."""
-    spec = experiment.partition
-    assert spec is not None
     whole = load_site(_write("whole", spec.source, experiment, folder.parent / "whole"))
     if spec.scheme == "column":
         # The column to divide by rides along as the study, so rows stay aligned.

@@ -11,7 +11,7 @@ from common.errors import TargetError
 from common.model.architecture import Architecture
 from common.pet.targets import in_scope
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def insert(net: Any, arch: Architecture, config: RunConfig) -> None:

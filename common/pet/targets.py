@@ -91,10 +91,11 @@ def resolve_targets(net: nn.Module, arch: Architecture, pet: PetConfig, default:
     if parts:
         _split_fused(net, arch, pet.scope)
     blocks = tuple(f"{block}." for block in blocks_in_scope(arch, pet.scope))
+    head = getattr(net, "pretrained_cfg", {}).get("classifier")
     layers = {
         name: module
         for name, module in net.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and (not blocks or name.startswith(blocks))
+        if isinstance(module, nn.Linear | nn.Conv2d) and (name.startswith(blocks) if blocks else name != head)
     }
     chosen: list[str] = []
     for target in wanted:

@@ -25,7 +25,7 @@ from torch import nn
 import common.model.torchvision_shim  # noqa: F401  isort: skip  (before timm)
 import timm
 
-from common.model.build import embedded_architecture, embedded_file
+from common.model.base import embedded_architecture, embedded_file
 from common.model.weights import load_weights
 from simulations.phantom.cases import FINDINGS, Cases, sample_cases
 from simulations.phantom.render import render
@@ -59,10 +59,8 @@ def build(pretrained: bool, file: Path | None = None) -> nn.Module:
 def features(net: nn.Module, clean: NDArray[np.uint8], seed: int) -> NDArray[np.float32]:
     """Return mean-pooled features ``[n, D]`` of radiographs as random scanners stored them."""
     rng = np.random.default_rng(seed)
-    parts = []
     with torch.inference_mode():
-        for start in range(0, len(clean), 50):
-            parts.append(net(scanned(clean[start : start + 50], start, rng)))
+        parts = [net(scanned(clean[i : i + 50], i, rng)) for i in range(0, len(clean), 50)]
     return torch.cat(parts).numpy()
 
 

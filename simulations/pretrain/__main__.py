@@ -18,10 +18,12 @@ import common.model.torchvision_shim  # noqa: F401  isort: skip  (before timm)
 import timm
 
 from common.files import write_atomic
-from common.model.build import embedded_architecture
+from common.model.base import embedded_architecture
 from simulations.pretrain.masked import pretrain_masked
 from simulations.pretrain.radiographs import SIZE, draw_radiographs
 from simulations.pretrain.reports import pretrain_reports
+
+logger = logging.getLogger(__name__)
 
 
 def build(seed: int) -> nn.Module:
@@ -44,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     data = draw_radiographs(options.images)
-    logging.info("%d radiographs drawn", len(data.pixels))
+    logger.info("%d radiographs drawn", len(data.pixels))
     net = build(options.seed)
     if options.start:
         net.load_state_dict({n: t.float() for n, t in load_file(options.start).items()})

@@ -14,9 +14,7 @@ class Schedule:
 
     def __init__(self, parameters: Sequence[nn.Parameter], peak: float, steps: int) -> None:
         self._parameters, self._peak, self._steps = list(parameters), peak, steps
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.05
-        )
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.05)
 
     def step(self, loss: Tensor, step: int) -> None:
         """Take one step down the loss."""

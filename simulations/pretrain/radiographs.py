@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.model.build import EMBEDDED_MEAN, EMBEDDED_STD
+from common.model.base import EMBEDDED_MEAN, EMBEDDED_STD
 from simulations.phantom.cases import Population, sample_cases
 from simulations.phantom.render import render
 from simulations.phantom.report import write_reports

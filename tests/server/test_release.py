@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from common.adapter import AdapterState, Factors
-from common.model.build import embedded_architecture
+from common.model.base import embedded_architecture
 from server.release import write_release
 
 PLAN = "f" * 64

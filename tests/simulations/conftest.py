@@ -68,7 +68,7 @@ def run_tiny(tiny: Callable[..., Experiment], tiny_sites: dict[str, Path]) -> Ca
 
 def final_adapter(folder: Path) -> AdapterState:
     """Return the last committed round's adapter."""
-    last = sorted((folder / "checkpoints").glob("round-*"))[-1]
+    last = max((folder / "checkpoints").glob("round-*"))
     return AdapterState.from_bytes((last / "adapter.safetensors").read_bytes())
 
 
