@@ -99,6 +99,7 @@ def _pooled_arm(
             "evaluate": config.evaluate.model_copy(update={"local": False}),
         }
     )
+    view.say("pooled reference: training on all sites' studies in one place")
     with view.follow(place, "pooled", config.rounds.count):
         run_inline(alone, {"pooled": site}, place)
     ledger = Ledger(place / "ledger.sqlite")

@@ -24,7 +24,7 @@ _LASTING = {
     "refused", "rejected", "enrolled", "stage", "round", "resumed", "chosen", "tested", "released",
     "plan",
 }  # fmt: skip
-_ASIDE = {"refused", "round", "resumed"}
+_ASIDE = {"refused", "resumed"}
 """What is shown of a run that is only a reference."""
 _WARNINGS = {"refused", "rejected"}
 _INTERVAL = 0.2
