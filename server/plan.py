@@ -28,6 +28,7 @@ from server.exchange import Reply
 from server.federation import Federation
 from server.ledger import Ledger
 from server.release import write_release
+from server.report_words import number
 from server.rounds import train_rounds
 from server.strategies.strategy import check_strategy
 
@@ -200,7 +201,7 @@ def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> N
     for arm, state in arms.items():
         results = evaluate_arm(federation, arm, state, "test")
         scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
-        mean = f"mean test AUROC {np.mean(scores):.3f}" if scores else "no defined AUROC"
+        mean = f"mean test AUROC {number(float(np.mean(scores)))}" if scores else "no defined AUROC"
         text = f"{arm}: {mean} over {len(scores)} sites"
         federation.ledger.event("tested", text, arm=arm)
 

@@ -63,6 +63,8 @@ class PhantomSpec(Section):
     """Share of labels left empty."""
     format: Literal["png", "dicom"] = "png"
     """How images are stored."""
+    split: tuple[Share, Share, Share] = (0.7, 0.1, 0.2)
+    """Shares of patients for train, validation and test."""
 
 
 class SiteSpec(Section):

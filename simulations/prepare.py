@@ -94,6 +94,9 @@ def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder
         missing_labels=spec.missing_labels,
         workers=os.cpu_count() or 1,
     )
+    body = read_toml(file)
+    body["data"]["split"] = list(spec.split)
+    write_atomic(file, tomli_w.dumps(body).encode())
     _for_simulation(file, experiment)
     return file
 
