@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,7 @@ def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> N
     for arm, state in arms.items():
         results = evaluate_arm(federation, arm, state, "test")
         scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
-        mean = f"mean test AUROC {number(float(np.mean(scores)))}" if scores else "no defined AUROC"
+        mean = f"mean test AUROC {number(fmean(scores))}" if scores else "no defined AUROC"
         text = f"{arm}: {mean} over {len(scores)} sites"
         federation.ledger.event("tested", text, arm=arm)
 
