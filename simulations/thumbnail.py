@@ -71,4 +71,4 @@ def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     small = [
         np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX)) for image in pixels
     ]
-    return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
+    return np.stack(small).reshape(len(small), -1).astype(np.float32) / np.float32(255)

@@ -122,9 +122,9 @@ class CxrModel:
         for hook in self._residual_hooks:
             hook.remove()
         self._residual_hooks = []
-        hooks = {n: residual_hook(self.net, n, f, self.device) for n, f in residual.items()}
-        for name, hook in hooks.items():
-            handle = self.net.get_submodule(name).register_forward_hook(hook)
+        laid = {n: residual_hook(self.net, n, f, self.device) for n, f in residual.items()}
+        for name, add in laid.items():
+            handle = self.net.get_submodule(name).register_forward_hook(add)
             self._residual_hooks.append(handle)
 
     # ------------------------------------------------------------------ computing

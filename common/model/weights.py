@@ -127,7 +127,7 @@ def _from_transformers(folder: Path) -> dict[str, Tensor]:
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model, told = AutoModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )

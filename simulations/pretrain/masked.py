@@ -8,6 +8,7 @@ features describe anatomy rather than the machine.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,9 +72,9 @@ def reconstruction_loss(painted: Tensor, clean: Tensor, kept: Tensor) -> Tensor:
     return (error * hidden).sum() / hidden.sum()
 
 
-def pretrain_masked(net: nn.Module, data: Radiographs, steps: int, batch: int, seed: int) -> None:
+def pretrain_masked(net: Any, data: Radiographs, steps: int, batch: int, seed: int) -> None:
     """Train the encoder in place; the decoder is thrown away."""
-    decoder = Decoder(net.embed_dim, net.pos_embed.shape[1])  # type: ignore[arg-type, union-attr]
+    decoder = Decoder(net.embed_dim, net.pos_embed.shape[1])
     schedule = Schedule([*net.parameters(), *decoder.parameters()], PEAK_LR, steps)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     for step in range(steps):

@@ -47,7 +47,7 @@ def scanned(clean: NDArray[np.uint8], step: int, rng: np.random.Generator) -> Te
     """Store a batch as some scanner would: normalised ``[B, 1, S, S]``."""
     scanner = SCANNERS[rng.choice(list(SCANNERS))]
     index = rng.integers(0, 2**31, len(clean))
-    stored = apply_scanner(clean / np.float32(255), scanner, seed=step, index=index)
+    stored = apply_scanner(clean.astype(np.float32) / np.float32(255), scanner, seed=step, index=index)
     grey = stored.astype(np.float32) / (2**scanner.bits - 1)
     grey = 1 - grey if scanner.inverted else grey
     return (torch.from_numpy(grey)[:, None] - EMBEDDED_MEAN) / EMBEDDED_STD

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.real_data
 def test_severe_course_and_partial_labels_over_natural_sites(real_data: Path, tmp_path: Path) -> None:
     arguments = [
         "run", "simulations/experiments/real_sites.toml", "--set", f"data.root={real_data}",
-        "--set", "rounds.count=2", "--set", "pet.scope=last-1", "--set", "evaluate.replicates=100", "--out", str(tmp_path / "run"),
-        "--arms", "federated",
+        "--set", "rounds.count=2", "--set", "pet.scope=last-1",
+        "--set", "evaluate.replicates=100", "--out", str(tmp_path / "run"), "--arms", "federated",
     ]  # fmt: skip
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
