@@ -70,7 +70,9 @@ def _scope(value: str) -> str:
 class Section(BaseModel):
     """A branch of the tree: frozen, no unknown keys, no NaN, no silent type changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -288,6 +290,16 @@ def known_keys(cls: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[s
             yield f"{prefix}{name}"
 
 
+def described_keys(cls: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield every key with its default and what it means."""
+    for name, field in cls.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from described_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.default, " ".join((field.description or "").split())
+
+
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set ``a.b-c`` (kebab or snake) in a nested dict."""
     *parents, leaf = key.strip().replace("-", "_").split(".")
@@ -361,6 +373,8 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> ConfigError:
         return ConfigError(f"unknown key {key!r}", fix=closest(key, known))
     expected = first["msg"].removeprefix("Value error, ")
     expected = expected[0].lower() + expected[1:]
+    if not first["loc"]:
+        return ConfigError(expected)
     return ConfigError(f"{key}: {expected}", found=_short(first.get("input")), fix=_choice(first))
 
 

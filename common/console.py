@@ -21,13 +21,13 @@ from common.errors import (
 
 EXIT_CODES = {
     0: "done",
-    FedcxrError.exit_code: "a fault of ours; please report it",
+    FedcxrError.exit_code: "a fault of ours, please report it",
     ConfigError.exit_code: "a setting or a command line is wrong",
     DataError.exit_code: "a site's table, labels or images cannot be used",
     ModelError.exit_code: "model, weights or PET targets do not fit",
     UpdateError.exit_code: "an update was not admissible",
-    RunError.exit_code: "the federation could not go on; committed rounds are kept",
-    130: "interrupted; add --resume to go on",
+    RunError.exit_code: "the federation could not go on, committed rounds are kept",
+    130: "interrupted, add --resume to go on",
 }
 
 

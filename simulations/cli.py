@@ -39,12 +39,16 @@ def main() -> None:
     """
 
 
-@app.command()
+@app.command(epilog=exit_codes())
 def run(
-    experiment: Annotated[str, typer.Argument(help="A TOML file, or a name from `list`.")] = "demo",
+    experiment: Annotated[
+        str, typer.Argument(help="A TOML file, or a name that the command list prints.")
+    ] = "demo",
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override any key; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override any key (see the command keys); may be repeated."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-DATE-TIME.")] = None,
     engine: Annotated[
@@ -61,6 +65,7 @@ def run(
 ) -> None:
     """Run an experiment and write its report.
 
+    EXPERIMENT is a TOML file, or a name that `fedcxr-simulate list` prints.
     Arms are trained with equal local work: `local` (each site alone), `federated`, and `pooled`
     (all studies in one place, the reference no hospital could have). The run folder gets plan.toml,
     ledger.sqlite, one checkpoint per round, release/, report.json and report.html.
@@ -107,6 +112,20 @@ def run(
                 for detail in answer.details:
                     typer.echo(detail)
             typer.echo(f"Report: {page}")
+
+
+@app.command("keys")
+def list_keys(
+    search: Annotated[str, typer.Argument(help="Only keys that contain this.")] = "",
+) -> None:
+    """Explain every key that --set and an experiment's TOML file take, with its default."""
+    with fail_clearly():
+        from common.config import described_keys
+
+        for key, default, meaning in described_keys():
+            if search in key:
+                shown = ", ".join(default) if isinstance(default, tuple) else default
+                typer.echo(f"{key} = {shown if shown != '' else '(empty)'}\n    {meaning}")
 
 
 @app.command("list")

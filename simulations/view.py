@@ -125,15 +125,19 @@ class _Board:
             self._cohort = event.facts["cohort"]
             self._began = self._began or event.time
             self._stage = f"round {self._round} of {self._rounds}"
-        elif event.kind in ("returned", "rejected"):
+        elif event.kind in ("returned", "rejected", "local"):
             self._heard.append(event.site or "")
         elif event.kind == "round":
             self._up += event.facts["up"]
             self._down += event.facts["down"]
             scores = event.facts["validation_before"].values()
             self._score = f"{sum(scores) / len(scores):.3f}" if scores else ""
-        elif event.kind in ("stage", "chosen", "tested"):
-            self._stage = event.text
+        elif event.kind == "enrolled":
+            self._cohort.append(event.site or "")
+        elif event.kind == "stage":
+            self._stage, self._heard = "local baselines", []
+        elif event.kind in ("chosen", "tested"):
+            self._stage, self._cohort = "measuring", []
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 2))

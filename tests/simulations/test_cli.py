@@ -71,6 +71,8 @@ def test_a_misspelt_key(folder: Path, tmp_path: Path) -> None:
     assert "'loar'" in told and "did you mean 'lora'?" in told
     told = complaint(invoke("run", experiment(folder), *out, "--set", "train.lr=nan"), "E_CONFIG", 2)
     assert "train.lr must be a finite number" in told
+    told = complaint(invoke("run", experiment(folder), *out, "--arms", "local"), "E_CONFIG", 2)
+    assert told.startswith("E_CONFIG  arms must include 'federated'")
     told = complaint(invoke("run", "dmeo"), "E_CONFIG", 2)
     assert "did you mean 'demo'?" in told
     assert not (tmp_path / "run" / "plan.toml").exists()
@@ -159,3 +161,11 @@ def test_a_site_that_is_not_there(tmp_path: Path) -> None:
     complaint(result, "E_CONFIG", 2)
     result = CliRunner().invoke(server_app, ["status", str(tmp_path)])
     complaint(result, "E_RUN", 6)
+
+
+def test_every_key_is_explained() -> None:
+    lines = invoke("keys").output.splitlines()
+    keys, meanings = lines[::2], lines[1::2]
+    assert len(keys) == len(meanings) > 50
+    assert all(" = " in key for key in keys) and all(len(m.strip()) > 3 for m in meanings)
+    assert invoke("keys", "lora.").output.startswith("lora.alpha = 16.0")
