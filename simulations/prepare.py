@@ -16,7 +16,7 @@ from client.data.dataset import load_site_data
 from client.data.table import read_studies
 from client.site import SiteConfig, load_site
 from common.config import RunConfig, read_toml
-from common.errors import ConfigError
+from common.errors import ConfigError, TableError
 from common.files import write_atomic
 from common.seeds import numpy_generator
 from simulations.experiment import Experiment, PartitionSpec, PhantomSpec, SiteSpec
@@ -64,7 +64,14 @@ def _write(name: str, spec: SiteSpec, experiment: Experiment, folder: Path) -> P
             f"sites.{name}.site.data.table is missing",
             fix=f'set [sites.{name}.site.data] table = "FILE.csv", relative to data.root',
         )
-    data["table"] = str(root / data["table"])
+    table = root / data["table"]
+    if not table.is_file():
+        raise TableError(
+            f"sites.{name}: there is no table {data['table']} under data.root",
+            found=str(root),
+            fix="add --set data.root=FOLDER",
+        )
+    data["table"] = str(table)
     data["root"] = str(root / data.get("root", "."))
     file = folder / "site.toml"
     write_atomic(file, tomli_w.dumps({"name": name, **body}).encode())

@@ -13,10 +13,12 @@ from client.site import load_site
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import write_atomic
+from common.model.build import build_model
 from server.checkpoint import read
 from server.ledger import Ledger
 from server.report import write_report
 from server.report_schema import Report
+from server.strategies.strategy import check_strategy
 from server.summary import summarise
 from simulations.engine import Engine, run_inline, run_ray
 from simulations.experiment import Experiment
@@ -62,6 +64,9 @@ def run_experiment(
         raise ConfigError("faults are simulated by the inline engine only", found=engine)
     folder.mkdir(parents=True, exist_ok=True)
     view.say(f"{experiment.title}: writing to {folder}")
+    draft = experiment.run_config(0)
+    check_strategy(draft)
+    build_model(draft)  # what is wrong with the model is said before a single image is drawn
     files = prepare_sites(experiment, folder / "sites")
     config = experiment.run_config(len(files))
     if "pooled" in experiment.arms:
