@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -55,25 +57,14 @@ def measure(
     The bootstrap is seeded by run and site, not by model, so intervals of two models are paired.
     """
     labels, patients = data.labels[indices], [str(p) for p in data.patients[indices]]
-    metrics = evaluate_scores(
-        probabilities,
-        labels,
-        patients,
-        data.findings,
-        replicates=evaluate.replicates,
-        generator=numpy_generator(seed, "bootstrap", site),
-        min_cell=min_cell,
-    )
+    truth = (labels, patients, data.findings)
+
+    def how() -> dict[str, Any]:
+        generator = numpy_generator(seed, "bootstrap", site)
+        return {"replicates": evaluate.replicates, "generator": generator, "min_cell": min_cell}
+
+    metrics = evaluate_scores(probabilities, *truth, **how())
     if reference is None:
         return metrics, {}
-    macro, gains = compare_scores(
-        probabilities,
-        reference,
-        labels,
-        patients,
-        data.findings,
-        replicates=evaluate.replicates,
-        generator=numpy_generator(seed, "bootstrap", site),
-        min_cell=min_cell,
-    )
+    macro, gains = compare_scores(probabilities, reference, *truth, **how())
     return metrics, gains | ({"macro": macro} if macro else {})

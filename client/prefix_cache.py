@@ -53,11 +53,6 @@ class StudyInputs:
         self._hidden = torch.cat(parts)
         self._rows[indices] = np.arange(len(indices))
 
-    @property
-    def cached(self) -> bool:
-        """Whether the prefix is skipped."""
-        return self._hidden is not None
-
     def batch(self, indices: NDArray[np.int64], generator: torch.Generator | None = None) -> Tensor:
         """Return inputs for some studies; with a generator, randomly augmented if the plan says so."""
         if self._hidden is not None:

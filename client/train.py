@@ -65,7 +65,7 @@ def train_round(
     optimizer = _optimizer(model, names, train)
     indices = _labelled(data, site)
     labels = torch.from_numpy(data.labels)
-    weights = _class_weights(data, indices, train)
+    weights = _class_weights(data, train)
     order = torch_generator(seed, "order", site, round_number)
     views = torch_generator(seed, "augment", site, round_number)
     per_epoch = -(-len(indices) // train.batch_size)
@@ -131,8 +131,7 @@ def autocast(model: CxrModel, train: TrainConfig) -> Any:
 
 
 def _labelled(data: SiteData, site: str) -> NDArray[np.int64]:
-    indices = data.split["train"]
-    indices = indices[~np.isnan(data.labels[indices]).all(axis=1)]
+    indices = data.labelled("train")
     if not len(indices):
         raise DataError(
             f"site {site}: no training study carries a label of this run",
@@ -142,11 +141,10 @@ def _labelled(data: SiteData, site: str) -> NDArray[np.int64]:
     return indices
 
 
-def _class_weights(data: SiteData, indices: NDArray[np.int64], train: TrainConfig) -> Tensor | None:
+def _class_weights(data: SiteData, train: TrainConfig) -> Tensor | None:
     if train.class_weights == "none":
         return None
-    positives = np.nansum(data.labels[indices] == 1, axis=0)
-    negatives = np.nansum(data.labels[indices] == 0, axis=0)
+    positives, negatives = data.count_labels("train")
     ratio = np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0)
     return torch.from_numpy(np.clip(ratio, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)).float()
 

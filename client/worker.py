@@ -112,10 +112,10 @@ class SiteWorker:
         names = trained_names(model.schema, config, instruction.round)
         delta = {n: result.state.tensors[n] - start.tensors[n] for n in names}
         flat = model.schema.select(names).pack(delta)
-        labelled = data.labels[data.split["train"]]
+        positives, negatives = data.count_labels("train")
         metrics: dict[str, Value] = {
-            "num-examples": int((~np.isnan(labelled).all(axis=1)).sum()),
-            "labelled": (~np.isnan(labelled)).sum(axis=0).astype(int).tolist(),
+            "num-examples": len(data.labelled("train")),
+            "labelled": (positives + negatives).tolist(),
             "loss": round(result.loss, 6),
             "steps": result.steps,
             "seconds": round(time.monotonic() - before, 3),

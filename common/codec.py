@@ -17,8 +17,3 @@ def encode_update(delta: NDArray[np.float32], wire: WireConfig) -> NDArray[np.fl
     """Apply the plan's codec to a flat update."""
     encoded: NDArray[np.floating] = delta.astype(DTYPES[wire.codec])
     return encoded
-
-
-def payload_bytes(numel: int, wire: WireConfig) -> int:
-    """Bytes of the numbers in one update, before Flower's framing."""
-    return numel * int(np.dtype(DTYPES[wire.codec]).itemsize)

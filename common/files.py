@@ -6,9 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
+READABLE = 0o644
+"""Mode of what is meant to be handed on: reports and releases."""
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside ``path``, flush to disk, rename, flush the folder."""
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write to a temporary file beside ``path``, flush to disk, rename, flush the folder.
+
+    Only the owner can read the file unless ``mode`` says otherwise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -16,6 +22,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+            os.fchmod(stream.fileno(), mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.adapter import AdapterState
-from common.files import write_atomic
+from common.files import READABLE, write_atomic
 from common.model.build import CxrModel
 from common.pet.lora import scale
 from common.pet.phase import LORA_A, LORA_B
@@ -35,10 +35,10 @@ def write_release(model: CxrModel, state: AdapterState, folder: Path, plan_diges
     build = _LAYOUTS.get(method, _plain)
     tensors, config = build(model, state)
     data = save({n: t.contiguous() for n, t in tensors.items()}, {"plan": plan_digest})
-    write_atomic(folder / "adapter_model.safetensors", data)
+    write_atomic(folder / "adapter_model.safetensors", data, READABLE)
     name = "adapter_config.json" if method in _LAYOUTS else "fedcxr_adapter.json"
-    write_atomic(folder / name, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
-    write_atomic(folder / "README.md", _card(model, state, plan_digest, method).encode())
+    write_atomic(folder / name, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), READABLE)
+    write_atomic(folder / "README.md", _card(model, state, plan_digest, method).encode(), READABLE)
     return hashlib.sha256(data).hexdigest()
 
 

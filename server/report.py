@@ -6,13 +6,12 @@ The page is one file that runs no script and loads nothing; it can be mailed, pr
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
+from common.files import READABLE, write_atomic
 from server import report_words as words
 from server.report_schema import Arm, FindingResult, Report
 
@@ -46,9 +45,9 @@ def write_report(report: Report, folder: Path) -> Path:
     never costs the numbers; `read_report` and `write_report` make the page from it later.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.json", to_json(report))
+    write_atomic(folder / "report.json", to_json(report).encode(), READABLE)
     page = folder / "report.html"
-    _replace(page, render(read_report(folder / "report.json")))
+    write_atomic(page, render(read_report(folder / "report.json")).encode(), READABLE)
     return page
 
 
@@ -176,24 +175,3 @@ def _thumbnails(report: Report, arm: Arm | None) -> dict[str, dict[str, Thumbnai
                 near=area is not None and reach is not None and area >= reach,
             )
     return cells
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` at once: temporary file, fsync, rename, fsync of the folder."""
-    with NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", newline="\n", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

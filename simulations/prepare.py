@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.files import write_atomic
 from common.seeds import numpy_generator
 from simulations.experiment import Experiment, PartitionSpec, PhantomSpec, SiteSpec
 from simulations.partition import partition
-from simulations.phantom.cases import Population
+from simulations.phantom.cases import PREVALENCE, Population
 from simulations.phantom.site import write_site
 
 
@@ -80,9 +81,8 @@ def _write(name: str, spec: SiteSpec, experiment: Experiment, folder: Path) -> P
 
 
 def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder: Path) -> Path:
-    population = Population()
     population = Population(
-        prevalence={**population.prevalence, **spec.prevalence},
+        prevalence={**PREVALENCE, **spec.prevalence},
         age_mean=spec.age,
         ap_share=spec.ap,
         severity=spec.severity,
@@ -101,18 +101,17 @@ def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder
         missing_labels=spec.missing_labels,
         workers=os.cpu_count() or 1,
     )
-    body = read_toml(file)
-    body["data"]["split"] = list(spec.split)
-    write_atomic(file, tomli_w.dumps(body).encode())
-    _for_simulation(file, experiment)
+    _for_simulation(file, experiment, spec.split)
     return file
 
 
-def _for_simulation(file: Path, experiment: Experiment) -> None:
+def _for_simulation(file: Path, experiment: Experiment, split: Sequence[float] = ()) -> None:
     """Set what a researcher decides for all sites: threads, and no small-cell suppression."""
     body = read_toml(file)
     body.setdefault("device", {}).setdefault("threads", experiment.threads or os.cpu_count() or 1)
     body.setdefault("evaluate", {}).setdefault("min_cell", 1)
+    if split:
+        body["data"]["split"] = list(split)
     write_atomic(file, tomli_w.dumps(body).encode())
 
 

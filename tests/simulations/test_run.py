@@ -87,7 +87,6 @@ def test_each_aggregation_reports_its_error_and_its_bytes(
 def test_one_site_for_one_round_is_local_training(
     run_tiny: Run, final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
 ) -> None:
-    only = {"north": tiny().sites["north"].model_dump()}
     out = tmp_path / "run"
     experiment = tiny(rounds={"count": 1})
     from simulations.engine import run_inline
@@ -100,11 +99,10 @@ def test_one_site_for_one_round_is_local_training(
     inputs = StudyInputs(model, data, config.train)
     alone = train_local(model, data, inputs, "north", tmp_path / "local.safetensors", "plan").state
     together = final_adapter(out)
-    assert only
     for name, tensor in alone.tensors.items():
         torch.testing.assert_close(together.tensors[name], tensor, rtol=0, atol=2e-7)
-        moved = (tensor - model.initial_state().tensors[name]).abs().max()
-        assert moved > 1e-4 or "qkv" in name
+    start = model.initial_state().tensors
+    assert all((tensor - start[name]).abs().max() > 1e-4 for name, tensor in alone.tensors.items())
 
 
 def test_fedprox_with_mu_zero_is_fedavg(run_tiny: Run, final_adapter: Final, tmp_path: Path) -> None:
@@ -224,9 +222,9 @@ def test_killed_in_the_middle_of_a_round_a_run_resumes_to_the_same_bits(
     assert final_adapter(killed).digest() == final_adapter(tmp_path / "whole").digest()
     assert resumed.adapter_sha256 == whole.adapter_sha256
     assert resumed.arms == whole.arms
-    keys = ("loss", "returned", "payload", "up")
+    keys = ("loss", "returned", "payload", "validation_before", "update_norm")
     for mine, theirs in zip(_rounds(killed), _rounds(tmp_path / "whole"), strict=True):
-        assert {k: mine[k] for k in keys[:3]} == {k: theirs[k] for k in keys[:3]}
+        assert {k: mine[k] for k in keys} == {k: theirs[k] for k in keys}
 
 
 def _rounds(folder: Path) -> list[dict[str, Any]]:
@@ -303,7 +301,9 @@ def test_one_table_is_dealt_out_to_sites_by_patient(tiny: Any, tmp_path: Path, s
     patients = [set(t.patient.tolist()) for t in tables]
     assert sum(map(len, patients)) == len(set.union(*patients))
     if scheme == "column":
-        assert all(len(set(t.view.tolist())) <= 2 for t in tables)
+        # a patient goes whole to the site of most of his studies, so each site has a main view
+        mains = [max(("AP", "PA"), key=t.view.tolist().count) for t in tables]
+        assert set(mains) == {"AP", "PA"}
 
 
 def test_a_prepared_folder_is_used_again_and_a_changed_one_is_not(tiny: Any, tmp_path: Path) -> None:
