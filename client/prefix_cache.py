@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.augment import augment, normalise, to_float
 from client.data.dataset import SiteData
-from client.data.transforms import augment, normalise, to_float
 from common.config import TrainConfig
 from common.model.build import CxrModel
 

@@ -12,10 +12,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 OURS = {"client", "common", "server", "simulations"}
-DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
+DISTRIBUTION = {"PIL": "pillow", "imagehash": "ImageHash", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 """Modules that are not called as what one installs."""
-NOT_IMPORTED = {"grpcio", "pyarrow"}
-"""Called through others: Flower's health server speaks gRPC, pandas reads Parquet with pyarrow."""
+DECODERS = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm"}
+NOT_IMPORTED = {"grpcio", "pyarrow"} | DECODERS
+"""Called through others: Flower's health server speaks gRPC, pandas reads Parquet with pyarrow,
+pydicom finds the decoders of compressed pixels."""
 
 
 @pytest.fixture(scope="module")
