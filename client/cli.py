@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.console import exit_codes, fail_clearly
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=exit_codes()
@@ -21,39 +26,62 @@ def main() -> None:
 
 
 @app.command()
-def check(
-    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
-    findings: Annotated[
-        str, typer.Option(help="Comma list of a plan's findings; empty: all the site labels.")
-    ] = "",
-    image_size: Annotated[int, typer.Option(help="Side of the images a plan trains on.")] = 96,
+def index(
+    place: Annotated[
+        Path, typer.Argument(help="The site's site.toml, or a folder of studies that has none yet.")
+    ] = Path("site.toml"),
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Only propose [labels] and [clinical] for the table.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Take every guess instead of asking.")] = False,
 ) -> None:
-    """Read the site's table and every image, and count what a run would use.
+    """Read the site's table and every image, and write an index a clinician can check.
 
-    Decoded pixels are kept in the site's cache, so the first run starts faster. Nothing is sent.
+    Of a folder without site.toml it asks what it cannot know, shows its guesses and writes one.
+    Studies are split by patient; one that cannot be used is set aside with a code that says why
+    (docs/bad-input.md). A second run reads only what has changed. Nothing is sent; what is
+    written holds patient data and stays here.
     """
     with fail_clearly():
-        from client.data.dataset import load_site_data
-        from client.site import load_site
-        from common.errors import LabelError
+        from rich.console import Console
 
-        config = load_site(site)
-        wanted = tuple(f.strip() for f in findings.split(",") if f.strip()) or tuple(config.labels)
-        if not wanted:
-            raise LabelError(f"{site.name} labels no finding", fix="fill in [labels]")
-        data = load_site_data(config, wanted, image_size)
-        typer.echo(f"{config.name}: {len(set(data.patients.tolist()))} patients")
-        for split, rows in data.split.items():
-            typer.echo(f"  {split:<12}{len(rows):>7} studies")
-        for reason, count in sorted(data.quarantined.items()):
-            typer.echo(f"  set aside   {count:>7} {reason}")
-        for reason, count in sorted(data.removed.items()):
-            typer.echo(f"  not asked   {count:>7} {reason}")
-        typer.echo(f"{'finding':<28}{'train +':>9}{'train -':>9}{'test +':>9}{'test -':>9}")
-        train, test = data.count_labels("train"), data.count_labels("test")
-        for j, finding in enumerate(data.findings):
-            counts = (train[0][j], train[1][j], test[0][j], test[1][j])
-            typer.echo(f"{finding:<28}" + "".join(f"{count:>9}" for count in counts))
+        from client.data.index import index_site, write_index
+        from client.index_page import write_page
+        from client.index_summary import print_summary, summarise
+        from client.questions import describe_site, suggest_text
+        from client.site import load_site
+
+        console = Console()
+        file = place if not place.is_dir() else place / "site.toml"
+        if place.is_dir() and not file.is_file():
+            describe_site(place, console, take_guesses=yes or not sys.stdin.isatty())
+        site = load_site(file)
+        if suggest:
+            from client.data.source import read_source
+
+            typer.echo(suggest_text(read_source(site)))
+            return
+        with _progress(console) as progress:
+            table, pictures = index_site(site, progress)
+        folder = site.data.state / "index"
+        write_index(table, folder)
+        page = write_page(table, pictures, site.name, folder)
+        print_summary(summarise(table, site.name), console)
+        typer.echo(f"Index: {(folder / 'index.parquet').resolve()}\nTo look at: {page.resolve()}")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while images are read; nothing where there is none to read."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 @app.command("version")

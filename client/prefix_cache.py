@@ -7,6 +7,8 @@ leaves. Random augmentation rules it out.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,12 +16,22 @@ from torch import Tensor
 
 from client.augment import augment, normalise, to_float
 from client.data.dataset import SiteData
+from common.clinical import scaled
 from common.config import TrainConfig
 from common.model.build import CxrModel
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of activations kept for one site; beyond it the prefix runs every time."""
 _BATCH = 64
+
+
+class Batch(NamedTuple):
+    """What the model reads of some studies."""
+
+    images: Tensor
+    """Normalised images ``[B, C, S, S]``, or what the frozen prefix makes of them."""
+    clinical: Tensor | None
+    """Scaled clinical variables and missing marks ``[B, 2 V]``; None where the plan names none."""
 
 
 class StudyInputs:
@@ -29,6 +41,8 @@ class StudyInputs:
         self._model, self._data = model, data
         self.augment = train.augment
         self.blocks = model.frozen_blocks if train.prefix_cache and not train.augment else 0
+        variables = model.config.data.clinical
+        self._clinical = torch.from_numpy(scaled(data.clinical, variables)) if variables else None
         self._rows = np.full(len(data.pixels), -1, dtype=np.int64)
         self._hidden: Tensor | None = None
         if self.blocks and self._bytes_needed() <= MEMORY_LIMIT:
@@ -53,12 +67,13 @@ class StudyInputs:
         self._hidden = torch.cat(parts)
         self._rows[indices] = np.arange(len(indices))
 
-    def batch(self, indices: NDArray[np.int64], generator: torch.Generator | None = None) -> Tensor:
+    def batch(self, indices: NDArray[np.int64], generator: torch.Generator | None = None) -> Batch:
         """Return inputs for some studies; with a generator, randomly augmented if the plan says so."""
+        clinical = None if self._clinical is None else self._clinical[indices].to(self._model.device)
         if self._hidden is not None:
             rows = torch.from_numpy(self._rows[indices]).to(self._hidden.device)
-            return self._hidden[rows]
-        return self._images(indices, generator)
+            return Batch(self._hidden[rows], clinical)
+        return Batch(self._images(indices, generator), clinical)
 
     def _images(self, indices: NDArray[np.int64], generator: torch.Generator | None) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(self._data.pixels[indices]))
@@ -67,8 +82,8 @@ class StudyInputs:
             grey = augment(grey, self.augment, generator)
         return normalise(grey, self._model.mean, self._model.std, self._model.channels)
 
-    def logits(self, inputs: Tensor) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """Run the rest of the model: ``[B, F]``."""
         if self._hidden is not None:
-            return self._model.suffix(inputs, self.blocks)
-        return self._model.forward(inputs)
+            return self._model.suffix(batch.images, self.blocks, batch.clinical)
+        return self._model.forward(batch.images, batch.clinical)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -29,10 +29,17 @@ from pydantic import (
     model_validator,
 )
 
+from common.clinical import VARIABLES, canonical_variable
 from common.errors import ConfigError, LabelError, closest
-from common.findings import FINDINGS, Uncertainty, canonical
+from common.findings import CHEXPERT_5, FINDINGS, Uncertainty, canonical
 
 Value = str | int | float
+Layout = Literal[
+    "table", "folder", "nih", "chexpert", "mimic", "padchest", "vindr", "rsna", "siim", "openi", "covid"
+]
+Join = Literal["study", "accession", "patient", "instance", "file"]
+BurnedIn = Literal["refuse", "require-no", "accept"]
+Redaction = Literal["none", "word", "sentence", "indication"]
 
 
 def _several(value: object) -> object:
@@ -49,16 +56,23 @@ class _Part(BaseModel):
 class DataConfig(_Part):
     """``[data]``: where the studies are and how they are divided."""
 
-    table: Path
-    """CSV or Parquet, one row per image; relative to site.toml."""
+    layout: Layout = "table"
+    """table: one row per image. folder: every image under root, facts from the DICOM header.
+    Else a public set as published, under root."""
+    table: Path | None = None
+    """CSV or Parquet, relative to site.toml: one row per image; for a folder, its labels."""
+    join: Join = "study"
+    """What a folder's files and its table have in common, named in [columns]."""
     root: Path = Field(default=Path(), validate_default=True)
-    """Folder the paths in the table are relative to."""
+    """Folder the images lie under; paths in the table are relative to it."""
     cache: Path = Field(default=Path("cache"), validate_default=True)
     """Decoded pixels: patient data, stays here."""
     state: Path = Field(default=Path("state"), validate_default=True)
     """What the site keeps between rounds: local baseline, personal parts."""
     views: tuple[str, ...] = ("PA", "AP")
     """Views kept, as the table or the DICOM tag spells them; empty (or "any") keeps all."""
+    burned_in: BurnedIn = "refuse"
+    """BurnedInAnnotation of a DICOM file. refuse: YES is set aside; require-no: whatever is not NO."""
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.2
     """The site stops when a larger share of its studies cannot be used."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -68,8 +82,8 @@ class DataConfig(_Part):
 
     @field_validator("table", "root", "cache", "state")
     @classmethod
-    def _beside_the_file(cls, value: Path, info: ValidationInfo) -> Path:
-        return Path((info.context or {}).get("folder", ".")) / value
+    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else Path((info.context or {}).get("folder", ".")) / value
 
     @field_validator("views", mode="before")
     @classmethod
@@ -84,6 +98,19 @@ class DataConfig(_Part):
         if min(value) < 0 or value[0] == 0 or not math.isclose(sum(value), 1.0, abs_tol=1e-6):
             raise ValueError("shares must be 0 or more, train above 0, and add up to 1")
         return value
+
+    @model_validator(mode="after")
+    def _a_table_where_one_is_read(self) -> Self:
+        if self.layout == "table" and self.table is None:
+            raise ValueError("data.table is missing; set it, or data.layout to what there is instead")
+        if self.layout not in ("table", "folder") and self.table is not None:
+            raise ValueError(f"the {self.layout} layout brings its own tables: leave data.table out")
+        return self
+
+    @property
+    def source(self) -> str:
+        """What messages call the table."""
+        return self.table.name if self.table else f"the {self.layout} layout"
 
 
 class ColumnsConfig(_Part):
@@ -103,6 +130,20 @@ class ColumnsConfig(_Part):
     """M or F; anything else is unknown."""
     split: str = "split"
     """train, validation (val, valid) or test: a split already made, used instead of ours."""
+    accession: str = "accession"
+    """Accession Number, to join a folder with its table."""
+    instance: str = "instance"
+    """SOP Instance UID, to join a folder with its table."""
+    file: str = "file"
+    """File name, to join a folder with its table."""
+    report: str = "report"
+    """Free text, whole, with or without headings."""
+    indication: str = "indication"
+    """Free text of the request."""
+    findings_text: str = "findings"
+    """Free text of the description."""
+    impression: str = "impression"
+    """Free text of the conclusion."""
 
 
 class LabelSource(_Part):
@@ -128,6 +169,15 @@ class LabelSource(_Part):
         if shared:
             raise ValueError(f"{min(map(str, shared))!r} is both positive and negative")
         return self
+
+
+class TextConfig(_Part):
+    """``[text]``: how reports are used, which state what a model shall find out by itself."""
+
+    redaction: Redaction = "indication"
+    """word: pathology words go; sentence: their sentences; indication: the redacted request alone."""
+    leak_threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.75
+    """Macro AUROC that text alone may reach before ``leak-probe`` fails."""
 
 
 class DeviceConfig(_Part):
@@ -158,14 +208,24 @@ class SiteConfig(_Part):
     labels: dict[str, LabelSource] = Field(default_factory=dict)
     """Finding -> where its labels are."""
     uncertainty: dict[str, Uncertainty] = Field(default_factory=dict)
-    """Finding -> what -1 means: ignore, ones or zeros. No default."""
+    """Finding -> what -1 means: ignore, ones or zeros; or "chexpert-5" for that paper's. No default."""
+    clinical: dict[str, str] = Field(default_factory=dict)
+    """Clinical variable -> column; age and male are read from columns.age and columns.sex."""
+    text: TextConfig = TextConfig()
     device: DeviceConfig = DeviceConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @field_validator("labels", "uncertainty", mode="before")
     @classmethod
     def _in_the_vocabulary(cls, value: object) -> object:
-        return _by_finding(value) if isinstance(value, Mapping) else value
+        if value == "chexpert-5":
+            return dict(CHEXPERT_5)
+        return _renamed(value, canonical) if isinstance(value, Mapping) else value
+
+    @field_validator("clinical", mode="before")
+    @classmethod
+    def _known_variables(cls, value: object) -> object:
+        return _renamed(value, canonical_variable) if isinstance(value, Mapping) else value
 
 
 def load_site(path: str | Path) -> SiteConfig:
@@ -197,13 +257,13 @@ def load_site(path: str | Path) -> SiteConfig:
         raise ConfigError(f"{path.name}: {error.problem}", found=error.found, fix=error.fix) from None
 
 
-def _by_finding(table: Mapping[str, object]) -> dict[str, object]:
+def _renamed(table: Mapping[str, object], canonical_name: Callable[[str], str]) -> dict[str, object]:
     named: dict[str, object] = {}
     for key, value in table.items():
-        finding = canonical(key)
-        if finding in named:
-            raise ValueError(f"{key!r} is another name of {finding!r}, which is already there")
-        named[finding] = value
+        name = canonical_name(key)
+        if name in named:
+            raise ValueError(f"{key!r} is another name of {name!r}, which is already there")
+        named[name] = value
     return named
 
 
@@ -234,12 +294,15 @@ def _config_error(file: str, error: ValidationError) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"{file}: {key} is missing", fix=f"set {key}")
     problem = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{file}: {key}: {problem}", found=repr(first["input"]))
+    found = "" if isinstance(first["input"], Mapping) else repr(first["input"])
+    return ConfigError(f"{file}: {key}: {problem}", found=found)
 
 
 def _known_keys(where: list[str]) -> list[str]:
     if where[:1] == ["labels"]:
         return list(LabelSource.model_fields) if len(where) > 1 else list(FINDINGS)
+    if where[:1] == ["clinical"]:
+        return list(VARIABLES)
     model: type[BaseModel] = SiteConfig
     for part in where:
         annotation = model.model_fields[part].annotation

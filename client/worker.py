@@ -24,7 +24,7 @@ from client.site import SiteConfig
 from client.train import train_round
 from common.adapter import AdapterState
 from common.codec import encode_update
-from common.config import RunConfig, Scalar
+from common.config import DataConfig, RunConfig, Scalar
 from common.errors import DigestError, FedcxrError, RunError, SchemaError
 from common.model.build import CxrModel, build_model
 from common.model.digest import code_digest
@@ -54,7 +54,7 @@ class SiteWorker:
     def __init__(self, site: SiteConfig, pool: ModelPool | None = None) -> None:
         self.site = site
         self._pool = pool or ModelPool()
-        self._data: dict[tuple[tuple[str, ...], int, str], SiteData] = {}
+        self._data: dict[tuple[DataConfig, int], SiteData] = {}
         self._inputs: tuple[CxrModel, StudyInputs] | None = None
         self._local_scores: dict[tuple[str, str], NDArray[np.float32]] = {}
         self._stages: dict[Stage, Callable[[Instruction, RunConfig], Answer]] = {
@@ -166,7 +166,7 @@ class SiteWorker:
     # ------------------------------------------------------------------ what it holds
 
     def _site_data(self, config: RunConfig) -> SiteData:
-        key = (config.data.findings, config.data.image_size, config.data.fit)
+        key = (config.data, config.seed)
         if key not in self._data:
             self._data = {key: load_site_data(self.site, *key)}
         return self._data[key]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from common.clinical import canonical_variable
 from common.errors import ConfigError, LabelError, closest
 from common.findings import canonical
 
@@ -44,18 +45,22 @@ def comma_list(value: object) -> object:
     return value
 
 
-def _vocabulary(names: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        known = tuple(canonical(name) for name in names)
-    except LabelError as error:
-        raise ValueError("; ".join(filter(None, (error.problem, error.fix)))) from None
-    if len(set(known)) != len(known):
-        raise ValueError("a finding is named twice")
-    return known
+def _vocabulary(canonical_name: Callable[[str], str]) -> AfterValidator:
+    def known(names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            renamed = tuple(canonical_name(name) for name in names)
+        except LabelError as error:
+            raise ValueError("; ".join(filter(None, (error.problem, error.fix)))) from None
+        if len(set(renamed)) != len(renamed):
+            raise ValueError("a name stands there twice")
+        return renamed
+
+    return AfterValidator(known)
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(comma_list)]
-Findings = Annotated[Names, AfterValidator(_vocabulary), Field(min_length=1)]
+Findings = Annotated[Names, _vocabulary(canonical), Field(min_length=1)]
+Variables = Annotated[Names, _vocabulary(canonical_variable)]
 
 
 def _scope(value: str) -> str:
@@ -92,6 +97,13 @@ class DataConfig(Section):
     """Side of the square image the model sees, in pixels."""
     fit: Literal["crop", "pad"] = "crop"
     """How a radiograph becomes square: centre crop of the short side, or padding."""
+    clinical: Variables = ()
+    """Clinical variables the head reads beside the image, for example ``age, male``; see
+    common/clinical.py."""
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of each site's training patients that is used; a smaller share lies within a larger."""
+    shots: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Training studies with and without each finding that are used at each site; 0: all."""
 
 
 class ModelConfig(Section):

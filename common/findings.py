@@ -14,21 +14,43 @@ from common.errors import LabelError, closest
 Uncertainty = Literal["ignore", "ones", "zeros"]
 
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "air_trapping": (),
+    "aortic_atheromatosis": ("aortic atheroma",),
+    "aortic_elongation": ("tortuous aorta",),
+    "aortic_enlargement": (),
     "atelectasis": ("collapse",),
+    "bronchiectasis": (),
+    "calcification": (),
+    "calcified_granuloma": (),
     "cardiomegaly": ("enlarged heart", "heart enlargement"),
+    "chronic_obstructive_disease": ("copd", "copd signs", "chronic obstructive pulmonary disease"),
+    "clavicle_fracture": (),
     "consolidation": ("airspace consolidation",),
+    "costophrenic_angle_blunting": ("blunted costophrenic angle",),
     "edema": ("oedema", "pulmonary edema", "pulmonary oedema"),
     "effusion": ("pleural effusion", "pleural fluid"),
     "emphysema": (),
     "enlarged_cardiomediastinum": ("widened mediastinum",),
+    "enlarged_pulmonary_artery": ("enlarged pa", "pulmonary artery enlargement"),
     "fibrosis": ("pulmonary fibrosis",),
+    "flattened_diaphragm": (),
     "fracture": ("rib fracture",),
+    "granuloma": (),
+    "hemidiaphragm_elevation": ("elevated hemidiaphragm",),
     "hernia": ("hiatal hernia",),
+    "hilar_enlargement": (),
     "infiltration": ("infiltrate",),
+    "interstitial_lung_disease": ("ild",),
+    "lung_cavity": (),
+    "lung_cyst": (),
     "lung_lesion": (),
     "lung_opacity": ("opacity", "airspace opacity"),
+    "lung_tumor": ("lung tumour",),
     "mass": ("lung mass",),
+    "mediastinal_shift": (),
     "nodule": ("pulmonary nodule", "lung nodule"),
+    "nodule_or_mass": ("nodule/mass",),
+    "pleural_other": (),
     "pleural_thickening": (),
     "pneumonia": (),
     "bacterial_pneumonia": ("bacterial",),
@@ -36,6 +58,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "covid": ("covid-19", "sars-cov-2"),
     "tuberculosis": ("tb",),
     "pneumothorax": ("ptx",),
+    "scoliosis": (),
     "support_device": ("support devices", "device", "medical device", "tubes and lines"),
     "severe": ("severe course",),
     "icu": ("icu admission",),
@@ -44,11 +67,26 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 }
 """Finding -> other names the same thing is exported under.
 
-Effusion is Pleural Effusion. Nodule and Mass lie *within* Lung Lesion and are not the same.
+Effusion is Pleural Effusion. Nodule and Mass lie *within* Lung Lesion and are not the same;
+``nodule_or_mass`` is for annotators who did not tell them apart.
 ``no_finding`` is absent on purpose: it depends on which findings were looked for.
 """
 
 FINDINGS: tuple[str, ...] = tuple(SYNONYMS)
+
+CHEXPERT_5: Mapping[str, Uncertainty] = {
+    "atelectasis": "ones",
+    "edema": "ones",
+    "effusion": "ones",
+    "cardiomegaly": "zeros",
+    "consolidation": "zeros",
+}
+"""What -1 means for CheXpert's five competition findings.
+
+Irvin et al. 2019, table 3, compare the policies finding by finding: ones does better than zeros for
+atelectasis and edema, zeros for consolidation, and cardiomegaly and effusion hardly differ. The
+combination is the one of Lian et al. 2024 (MED-PEFT, the CheXpert setting of their code).
+"""
 
 
 def _key(text: str) -> str:

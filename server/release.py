@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.adapter import AdapterState
 from common.files import READABLE, write_atomic
-from common.model.build import CxrModel
+from common.model.build import CLINICAL_WEIGHT, CxrModel
 from common.pet.lora import scale
 from common.pet.phase import LORA_A, LORA_B
 from common.pet.targets import QKV_PARTS
@@ -33,7 +33,12 @@ def write_release(model: CxrModel, state: AdapterState, folder: Path, plan_diges
     """
     method = model.config.pet.method
     build = _LAYOUTS.get(method, _plain)
-    tensors, config = build(model, state)
+    beside = {CLINICAL_WEIGHT: state.tensors[CLINICAL_WEIGHT]} if model.clinical is not None else {}
+    own = {name: tensor for name, tensor in state.tensors.items() if name not in beside}
+    tensors, config = build(model, AdapterState(own, state.residual))
+    if beside:
+        clinical = {"plan": plan_digest, "variables": ", ".join(model.config.data.clinical)}
+        write_atomic(folder / "clinical.safetensors", save(beside, clinical), READABLE)
     data = save({n: t.contiguous() for n, t in tensors.items()}, {"plan": plan_digest})
     write_atomic(folder / "adapter_model.safetensors", data, READABLE)
     name = "adapter_config.json" if method in _LAYOUTS else "fedcxr_adapter.json"
@@ -171,7 +176,8 @@ _LAYOUTS = {"ia3": _ia3, "lora": _lora, "vera": _vera}
 
 def _whole(model: CxrModel) -> list[str]:
     """Modules trained whole: the head, and norms beside it."""
-    own = (n for n in model.schema.names if not any(mark in n for mark in _MARKS))
+    marks = (*_MARKS, CLINICAL_WEIGHT)
+    own = (n for n in model.schema.names if not any(mark in n for mark in marks))
     return sorted({name.rpartition(".")[0] for name in own})
 
 
@@ -205,9 +211,16 @@ def _escape(name: str) -> str:
     return name.replace(".", r"\.")
 
 
+_CLINICAL_CARD = """
+`clinical.safetensors` belongs to it: the logits of the network plus W [z, m], where z are the
+variables {} scaled by `common/clinical.py` (0 where missing) and m marks the missing ones.
+"""
+
+
 def _card(model: CxrModel, state: AdapterState, plan_digest: str, method: str) -> str:
     config = model.config
     findings = "\n".join(f"{i}. {name}" for i, name in enumerate(model.findings))
+    beside = _CLINICAL_CARD.format(", ".join(config.data.clinical)) if config.data.clinical else ""
     opened = (
         "`peft.PeftModel.from_pretrained(base, FOLDER)` opens it, where `base` is the timm network\n"
         "with `num_classes` equal to the number of findings and the base weights loaded."
@@ -225,7 +238,7 @@ An adapter for chest radiographs, trained by {method} across sites that kept the
 - plan digest: `{plan_digest}`
 
 {opened}
-
+{beside}
 ## Output
 
 One logit per finding, in this order; a sigmoid makes it a probability, uncalibrated:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 import tomli_w
 
 from client.data.dataset import load_site_data
-from client.data.table import read_studies
+from client.data.table import StudyTable, read_studies
 from client.site import SiteConfig, load_site
 from common.config import RunConfig, read_toml
 from common.errors import ConfigError, TableError
@@ -60,20 +61,21 @@ def _write(name: str, spec: SiteSpec, experiment: Experiment, folder: Path) -> P
     body = {k: dict(v) if isinstance(v, dict) else v for k, v in (spec.site or {}).items()}
     root = Path(experiment.data.root or ".").expanduser().resolve()
     data = body.setdefault("data", {})
-    if "table" not in data:
+    if data.get("layout", "table") == "table" and "table" not in data:
         raise ConfigError(
             f"sites.{name}.site.data.table is missing",
             fix=f'set [sites.{name}.site.data] table = "FILE.csv", relative to data.root',
         )
-    table = root / data["table"]
-    if not table.is_file():
+    data["root"] = str(root / data.get("root", "."))
+    if "table" in data:
+        data["table"] = str(root / data["table"])
+    needed = Path(data.get("table", data["root"]))
+    if not needed.exists():
         raise TableError(
-            f"sites.{name}: there is no table {data['table']} under data.root",
+            f"sites.{name}: there is no {needed.name} under data.root",
             found=str(root),
             fix="add --set data.root=FOLDER",
         )
-    data["table"] = str(table)
-    data["root"] = str(root / data.get("root", "."))
     file = folder / "site.toml"
     write_atomic(file, tomli_w.dumps({"name": name, **body}).encode())
     _for_simulation(file, experiment)
@@ -123,7 +125,8 @@ def _deal(experiment: Experiment, spec: PartitionSpec, folder: Path) -> list[str
         columns = whole.columns.model_copy(update={"study": spec.column})
         columns.model_fields_set.add("study")
         whole = whole.model_copy(update={"columns": columns})
-    table = read_studies(whole, experiment.data.findings)
+    table = read_studies(whole, experiment.data.findings, experiment.data.clinical)
+    table = table.take(table.code == "")
     dealt = partition(
         table.patient,
         table.labels,
@@ -137,34 +140,41 @@ def _deal(experiment: Experiment, spec: PartitionSpec, folder: Path) -> list[str
     names = [f"site-{i:0{width}d}" for i in range(1, len(dealt) + 1)]
     for name, rows in zip(names, dealt, strict=True):
         part = {"path": table.path[rows], "patient": table.patient[rows], "view": table.view[rows]}
-        write_table_site(folder / name, name, whole, part, table.labels[rows], table.findings)
+        write_table_site(folder / name, name, whole, part, table.take(rows))
         _for_simulation(folder / name / "site.toml", experiment)
     return names
 
 
 def write_table_site(
-    folder: Path,
-    name: str,
-    like: SiteConfig,
-    columns: dict[str, Any],
-    labels: np.ndarray,
-    findings: tuple[str, ...],
+    folder: Path, name: str, like: SiteConfig, columns: dict[str, Any], studies: StudyTable
 ) -> Path:
     """Write a table and a site.toml over images that lie where ``like`` has them.
 
-    ``columns`` are named as site.toml's ``[columns]`` names them by default.
+    ``columns`` are named as site.toml's ``[columns]`` names them by default; labels and clinical
+    variables are those of ``studies``, row by row.
     """
     frame = pd.DataFrame(columns)
-    known = [j for j in range(len(findings)) if not np.isnan(labels[:, j]).all()]
-    for j in known:
-        frame[findings[j]] = labels[:, j]
+    own = [j for j in range(len(studies.findings)) if not np.isnan(studies.labels[:, j]).all()]
+    labels = {studies.findings[j]: f"label {studies.findings[j]}" for j in own}
+    for j, column in zip(own, labels.values(), strict=True):
+        frame[column] = studies.labels[:, j]
+    clinical = {variable: f"clinical {variable}" for variable in studies.variables}
+    for j, column in enumerate(clinical.values()):
+        frame[column] = studies.clinical[:, j]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "studies.csv", frame.to_csv(index=False).encode())
+    data = like.data
     body = {
         "name": name,
-        "data": {"table": "studies.csv", "root": str(like.data.root), "views": list(like.data.views)},
+        "data": {
+            "table": "studies.csv",
+            "root": str(data.root),
+            "views": list(data.views),
+            "burned_in": data.burned_in,
+        },
         "columns": {name: name for name in columns},
-        "labels": {findings[j]: findings[j] for j in known},
+        "labels": labels,
+        "clinical": clinical,
     }
     write_atomic(folder / "site.toml", tomli_w.dumps(body).encode())
     return folder / "site.toml"
@@ -178,20 +188,27 @@ def write_pooled_site(files: dict[str, Path], config: RunConfig, folder: Path) -
     sites = {name: load_site(file) for name, file in files.items()}
     root = Path(os.path.commonpath([str(site.data.root.resolve()) for site in sites.values()]))
     parts: dict[str, list[Any]] = {"path": [], "patient": [], "view": [], "split": []}
-    labels = []
+    studies: list[StudyTable] = []
     for name, site in sites.items():
-        data = load_site_data(site, config.data.findings, config.data.image_size, config.data.fit)
-        table = read_studies(site, config.data.findings)
+        data = load_site_data(site, config.data, config.seed)
+        table = read_studies(site, config.data.findings, config.data.clinical)
+        table = replace(table.take(table.code == ""), labels=data.labels)
         place = os.path.relpath(site.data.root.resolve(), root)
         for split, rows in data.split.items():
             parts["path"] += [os.path.normpath(f"{place}/{table.path[i]}") for i in rows]
             parts["patient"] += [f"{name}/{table.patient[i]}" for i in rows]
             parts["view"] += ["pooled"] * len(rows)
             parts["split"] += [split] * len(rows)
-            labels.append(data.labels[rows])
+            studies.append(table.take(rows))
     first = next(iter(sites.values()))
-    like = first.model_copy(update={"data": first.data.model_copy(update={"root": root, "views": ()})})
-    file = write_table_site(folder, "pooled", like, parts, np.concatenate(labels), config.data.findings)
+    everywhere = {"root": root, "views": (), "burned_in": "accept"}
+    like = first.model_copy(update={"data": first.data.model_copy(update=everywhere)})
+    together = replace(
+        studies[0],
+        labels=np.concatenate([part.labels for part in studies]),
+        clinical=np.concatenate([part.clinical for part in studies]),
+    )
+    file = write_table_site(folder, "pooled", like, parts, together)
     body = read_toml(file)
     body["device"] = {"threads": first.device.threads}
     body["evaluate"] = {"min_cell": 1}

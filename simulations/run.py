@@ -100,6 +100,8 @@ def _pooled_arm(
         write_pooled_site(dict(files), config, site.parent)
     alone = config.model_copy(
         update={
+            # The sites have drawn already; what they drew is pooled.
+            "data": config.data.model_copy(update={"fraction": 1.0, "shots": 0}),
             "rounds": config.rounds.model_copy(update={"sites": 1, "quorum": 1, "cohort": 0}),
             "evaluate": config.evaluate.model_copy(update={"local": False}),
         }
@@ -149,7 +151,8 @@ def _image_bytes(files: Mapping[str, Path]) -> int:
     total = 0
     for file in files.values():
         site = load_site(file)
-        for path in read_studies(site, ()).path:
+        table = read_studies(site, (), ())
+        for path in table.path[table.code == ""]:
             image = site.data.root / str(path)
             total += image.stat().st_size if image.is_file() else 0
     return total

@@ -30,7 +30,7 @@ def thumbnail_baseline(files: dict[str, Path], config: RunConfig) -> dict[str, d
     """
     results: dict[str, dict[str, BaselineResult]] = {}
     for name, file in files.items():
-        data = load_site_data(load_site(file), config.data.findings, config.data.image_size, config.data.fit)
+        data = load_site_data(load_site(file), config.data, config.seed)
         results[name] = _one_site(name, data, config)
     return results
 

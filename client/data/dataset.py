@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.pixel_cache import PixelCache
-from client.data.split import SPLITS, split_by_patient
-from client.data.table import StudyTable, is_view, read_studies
-from client.data.transforms import Fit
+from client.data.assess import assess_site
+from client.data.draw import draw_fraction, draw_shots
+from client.data.split import SPLITS
 from client.site import SiteConfig
+from common.config import DataConfig
 from common.errors import DataError
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SiteData:
     """The images of a site, one row each, in the order of its table.
 
-    Rows that cannot be used (unreadable, or of a view not asked for) stay in the arrays, black
-    and without labels, and are in no split: read through `split`.
+    Rows that cannot be used (unreadable, a duplicate, a view not asked for) stay in the arrays,
+    without labels, and are in no split: read through `split`.
     """
 
     findings: tuple[str, ...]
@@ -35,9 +31,8 @@ class SiteData:
     """``[n, F]``: 1 present, 0 absent, NaN not annotated."""
     patients: NDArray[np.str_]
     """Never leaves the site."""
-    view: NDArray[np.str_]
-    age: NDArray[np.float32]
-    sex: NDArray[np.str_]
+    clinical: NDArray[np.float32]
+    """``[n, V]``: the plan's clinical variables in the vocabulary's units; NaN missing."""
     split: Mapping[str, NDArray[np.int64]]
     """train, validation and test -> rows; no patient is in two."""
     owned: NDArray[np.bool_]
@@ -58,70 +53,35 @@ class SiteData:
         return (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
 
 
-def load_site_data(site: SiteConfig, findings: Sequence[str], image_size: int, fit: Fit = "crop") -> SiteData:
-    """Read a site's table, decode its images (once) and split its patients.
-
-    The split depends on the site's patients, its own labels and ``data.split_seed``: not on the
-    findings asked for, nor on which images could be read.
+def load_site_data(site: SiteConfig, plan: DataConfig, seed: int = 0) -> SiteData:
+    """Read a site's table, decode its images (once), split its patients and draw what the plan asks.
 
     Raises:
-        DataError: if more than ``data.max_quarantined`` of the images cannot be used, or none
-            can; counted by reason. TableError, LabelError and SplitError as `read_studies`.
+        DataError: as `assess_site`, or if a draw leaves no label to train on.
     """
-    table = read_studies(site, findings)
-    cache = PixelCache.open(site.data.cache, list(table.path), site.data.root, image_size, fit)
-    quarantined = Counter(table.quarantined) + Counter(reason for reason in cache.reasons if reason)
-    _check_share(quarantined, len(table) + sum(table.quarantined.values()), site.data.max_quarantined)
-    view = np.where(table.view == "", cache.views, table.view).astype(np.str_)
-    # An unreadable image without a view in the table keeps its place in the split.
-    wanted = (is_view(view, site.data.views) | ~cache.ok) if site.data.views else np.ones(len(table), bool)
-    removed = dict(table.removed)
-    if not wanted.all():
-        removed["views"] = removed.get("views", 0) + int((~wanted).sum())
-    usable = wanted & cache.ok
-    if not usable.any():
-        raise DataError("no image of the site is of the views asked for", fix="see data.views in site.toml")
-    split = _splits(table, wanted, usable, site)
-    labels = np.where(usable[:, None], table.labels, np.float32(np.nan))
-    _log.info(
-        "%s: %s images, %d quarantined",
-        site.name,
-        {k: len(v) for k, v in split.items()},
-        quarantined.total(),
-    )
+    assessed = assess_site(site, plan.findings, plan.clinical, plan.image_size, plan.fit)
+    rows = assessed.cached
+    table = assessed.table.take(rows)
+    split = {name: np.flatnonzero(assessed.split[rows] == name) for name in SPLITS}
+    labels = np.where((table.code == "")[:, None], table.labels, np.float32(np.nan))
+    if plan.fraction < 1:
+        split["train"] = draw_fraction(table.patient, split["train"], plan.fraction, seed)
+    if plan.shots:
+        labels = draw_shots(table.patient, table.path, split["train"], labels, plan.shots, seed)
+        split["train"] = split["train"][~np.isnan(labels[split["train"]]).all(axis=1)]
+        if not len(split["train"]):
+            raise DataError(
+                f"no finding has {plan.shots} training patients with it and as many without",
+                fix="lower data.shots, or leave this site out",
+            )
     return SiteData(
         findings=table.findings,
-        pixels=cache.pixels,
+        pixels=assessed.cache.pixels,
         labels=labels,
         patients=table.patient,
-        view=view,
-        age=table.age,
-        sex=table.sex,
+        clinical=table.clinical,
         split=split,
         owned=np.asarray((~np.isnan(labels[split["train"]])).any(axis=0)),
-        quarantined=dict(quarantined),
-        removed=removed,
+        quarantined=assessed.quarantined,
+        removed=assessed.not_asked_for,
     )
-
-
-def _splits(
-    table: StudyTable, wanted: NDArray[np.bool_], usable: NDArray[np.bool_], site: SiteConfig
-) -> dict[str, NDArray[np.int64]]:
-    if table.split is None:
-        split = np.full(len(table), "", dtype="U10")
-        split[wanted] = split_by_patient(
-            table.patient[wanted], site.data.split, site.data.split_seed, table.strata[wanted]
-        )
-    else:
-        split = table.split
-    return {name: np.flatnonzero((split == name) & usable) for name in SPLITS}
-
-
-def _check_share(quarantined: Mapping[str, int], total: int, allowed: float) -> None:
-    count = sum(quarantined.values())
-    if count and (count > allowed * total or count == total):
-        raise DataError(
-            f"{count} of {total} images cannot be used, more than data.max_quarantined = {allowed:g} allows",
-            found=", ".join(f"{reason}: {n}" for reason, n in sorted(quarantined.items())),
-            fix="mend these files, or raise data.max_quarantined in site.toml",
-        )

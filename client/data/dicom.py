@@ -1,29 +1,41 @@
 """One DICOM radiograph to grey values in [0, 1]. PS3.x are parts of the DICOM standard.
 
-What can be refused is refused from the header, before pixels cost memory.
+What can be refused is refused from the header and the codestream's own, before pixels cost memory.
+Pixels stay as stored: Field of View Rotation and Horizontal Flip tell what the detector has done
+already (PS3.3 C.8.11.4), Patient Orientation where the patient's sides are, not that any be swapped.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, config, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom import Dataset
+from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
-    DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
+    JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
+from client.data.codestream import jpeg_2000_frame, jpeg_frame
+from client.data.dicom_header import text, value
 from client.data.reasons import MAX_PIXELS, RefusedImage
+
+BurnedIn = Literal["refuse", "require-no", "accept"]
+"""What becomes of a file by its Burned In Annotation (PS3.3 C.7.6.1): ``refuse`` sets YES aside,
+``require-no`` also a file that does not say, ``accept`` takes all."""
 
 MODALITIES = ("CR", "DX", "DR", "RG")
 """PS3.3 C.7.3.1.1.1: computed and digital radiography and film; DR is not in it and is in use."""
@@ -31,108 +43,149 @@ MODALITIES = ("CR", "DX", "DR", "RG")
 RADIOGRAPHS = (ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation)
 """PS3.4 B.5. Not Digital X-Ray For Processing: raw detector values, not meant to be looked at."""
 
-_HEADER = [
-    "SOPClassUID", "Modality", "ViewPosition", "ViewCodeSequence", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
-]  # fmt: skip
 
-_VIEW_CODES = {
-    # PS3.16 CID 4010 DX View, as SNOMED CT and as the older SRT
-    ("SCT", "399348003"): "AP", ("SRT", "R-10206"): "AP", ("SNM3", "R-10206"): "AP",
-    ("SCT", "272479007"): "PA", ("SRT", "R-10214"): "PA", ("SNM3", "R-10214"): "PA",
-}  # fmt: skip
+_PLUGINS = {
+    **dict.fromkeys(JPEGTransferSyntaxes, "gdcm"),
+    **dict.fromkeys(JPEGLSTransferSyntaxes, "gdcm"),
+    **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
+    RLELossless: "pylibjpeg",
+}
+"""One decoder for each transfer syntax, so that a site's pixels do not depend on what else it has
+installed: libjpeg of pylibjpeg-libjpeg is under the GPL and not ours to require."""
 
 
-def read(path: Path) -> tuple[NDArray[np.float32], str]:
-    """Read one radiograph as ``[H, W]`` in [0, 1], with its view or ''.
+def read(dataset: Dataset, burned_in: BurnedIn = "refuse") -> NDArray[np.float32]:
+    """Decode a parsed radiograph to ``[H, W]`` in [0, 1].
 
     Raises:
         RefusedImage: if the header is not that of one grey radiograph of a sane size, or the
             file ends before its pixels do.
     """
-    # pydicom's complaints about a malformed value quote it, and it may be a name. Nothing is
-    # lost: what cannot be converted still raises. The same for every thread, so never restored.
-    config.settings.reading_validation_mode = config.IGNORE
-    meta, syntax = _transfer_syntax(path)
-    header = dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
-    check_header(header, str(meta.get("MediaStorageSOPClassUID", "")))
-    dataset = dcmread(path)
-    _check_pixel_data(dataset, syntax)
-    return present(dataset, dataset.pixel_array), view(header)
+    check_header(dataset, burned_in)
+    return present(dataset, decode(dataset))
 
 
-def _transfer_syntax(path: Path) -> tuple[Dataset, UID]:
-    try:
-        meta = read_file_meta_info(path)
-    except InvalidDicomError:
-        raise RefusedImage("not-an-image", "no DICOM header") from None
-    syntax = UID(str(meta.get("TransferSyntaxUID", "")))
-    # PS3.5 A.5: deflated data sets must be inflated whole, to any size, before a tag can be read.
-    if syntax == DeflatedExplicitVRLittleEndian:
-        raise RefusedImage("unsupported-syntax", "deflated files are not read")
-    try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        raise RefusedImage("unsupported-syntax", "no decoder for this transfer syntax is installed")
-    return meta, syntax
-
-
-def check_header(header: Dataset, stored_as: str = "") -> None:
+def check_header(header: Dataset, burned_in: BurnedIn = "refuse") -> None:
     """Refuse what is not one grey radiograph of a sane size.
 
-    Args:
-        stored_as: Media Storage SOP Class UID, for files stripped of their own.
-
     Raises:
-        RefusedImage: modality, colour, multi-frame, too-large or decode.
+        RefusedImage: modality, burned-in, multi-frame, truncated, too-large, colour or decode.
     """
-    kind = str(header.get("SOPClassUID", "") or stored_as)
-    modality = str(header.get("Modality", "") or "").upper()
+    # Some files are stripped of their own SOP Class UID and keep that of the file meta information.
+    kind = text(header, "SOPClassUID") or text(
+        getattr(header, "file_meta", Dataset()), "MediaStorageSOPClassUID"
+    )
+    modality = text(header, "Modality").upper()
     radiograph = kind in RADIOGRAPHS and modality in ("", *MODALITIES)
     # Public sets re-wrap radiographs as Secondary Capture and keep the modality.
     captured = kind == SecondaryCaptureImageStorage and modality in MODALITIES
     if not (radiograph or captured):
         raise RefusedImage("modality", "not a radiograph for presentation (CR, DX)")
-    if int(header.get("NumberOfFrames", 1) or 1) != 1:
-        raise RefusedImage("multi-frame", "more than one frame")
-    if int(header.get("Rows", 0)) * int(header.get("Columns", 0)) > MAX_PIXELS:
-        raise RefusedImage("too-large", f"more than {MAX_PIXELS} pixels")
-    grey = header.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
-    if not grey or int(header.get("SamplesPerPixel", 1)) != 1:
-        raise RefusedImage("colour", "not MONOCHROME1 or MONOCHROME2")
-    if int(header.get("BitsAllocated", 0)) not in (8, 16):
-        raise RefusedImage("decode", "pixels are neither 8 nor 16 bits wide")
-
-
-def _check_pixel_data(dataset: Dataset, syntax: UID) -> None:
-    if "PixelData" not in dataset:
+    burned = text(header, "BurnedInAnnotation").upper()
+    if (burned_in == "refuse" and burned == "YES") or (burned_in == "require-no" and burned != "NO"):
+        raise RefusedImage("burned-in", "letters may be burnt into the pixels")
+    if "PixelData" not in header:
         raise RefusedImage("truncated", "there is no pixel data")
-    expected = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    if not syntax.is_compressed and len(dataset.PixelData) < expected:
+    if integer(header, "NumberOfFrames", 1) != 1:
+        raise RefusedImage("multi-frame", "more than one frame")
+    rows, columns = integer(header, "Rows"), integer(header, "Columns")
+    if rows * columns > MAX_PIXELS:
+        raise RefusedImage("too-large", f"more than {MAX_PIXELS} pixels")
+    grey = text(header, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+    if not grey or integer(header, "SamplesPerPixel", 1) != 1:
+        raise RefusedImage("colour", "not MONOCHROME1 or MONOCHROME2")
+    allocated, stored = integer(header, "BitsAllocated"), integer(header, "BitsStored")
+    if min(rows, columns) < 1 or allocated not in (8, 16) or not 1 <= stored <= allocated:
+        raise RefusedImage("decode", "pixels are neither 8 nor 16 bits wide, or there are none")
+    if integer(header, "HighBit", stored - 1) != stored - 1:  # PS3.5 8.1.1
+        raise RefusedImage("decode", "the high bit is not that of the bits stored")
+
+
+def integer(header: Dataset, keyword: str, default: int = 0) -> int:
+    """Return a whole number of the header, the default where it is absent or empty.
+
+    Raises:
+        RefusedImage: decode, if it is something else.
+    """
+    got = value(header, keyword)
+    if got is None and (keyword not in header or not header.get_item(keyword).value):
+        return default
+    if not isinstance(got, int):
+        raise RefusedImage("decode", "a number in the header is not one")
+    return int(got)
+
+
+def decode(dataset: Dataset) -> NDArray[np.generic]:
+    """Return the stored values ``[H, W]`` of a checked header's image, as wide as allocated.
+
+    Raises:
+        RefusedImage: unsupported-syntax, truncated, dimensions or decode.
+    """
+    syntax = UID(text(dataset.file_meta, "TransferSyntaxUID"))
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        decoder = None
+    if decoder is None or not decoder.is_available:
+        raise RefusedImage("unsupported-syntax", "no decoder for this transfer syntax is installed")
+    if syntax.is_compressed:
+        # Encoders may count more bits than the header does; then they are used.
+        dataset.BitsStored = max(dataset.BitsStored, _check_codestream(dataset, syntax))
+        if syntax == JPEGExtended12Bit and dataset.BitsStored > 8:
+            # pydicom has GDCM refuse 12-bit JPEG, which GDCM decodes: it goes by the codestream.
+            decoder = get_decoder(JPEGLosslessSV1)
+    elif len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
         raise RefusedImage("truncated", "the pixel data is shorter than rows x columns")
+    # From the bytes, not the data set, whose transfer syntax need not be the decoder's.
+    options: Any = {
+        "rows": dataset.Rows,
+        "columns": dataset.Columns,
+        "samples_per_pixel": 1,
+        "number_of_frames": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": dataset.BitsAllocated,
+        "bits_stored": dataset.BitsStored,
+        "pixel_representation": dataset.PixelRepresentation,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": dataset["PixelData"].VR,
+        "correct_unused_bits": False,  # `present` does, after telling padding by the whole value
+        **({} if syntax.is_compressed else {"view_only": True}),
+    }
+    plugin = _PLUGINS.get(syntax, "")
+    pixels, _ = decoder.as_array(dataset.PixelData, index=0, raw=True, decoding_plugin=plugin, **options)
+    return pixels
 
 
-def view(header: Dataset) -> str:
-    """Return View Position, or what View Code Sequence says in its place (PS3.3 C.8.11.5)."""
-    position = str(header.get("ViewPosition", "") or "").strip().upper()
-    if position:
-        return position
-    for item in header.get("ViewCodeSequence") or ():
-        code = (str(item.get("CodingSchemeDesignator", "")), str(item.get("CodeValue", "")))
-        if code in _VIEW_CODES:
-            return _VIEW_CODES[code]
-    return ""
+def _check_codestream(dataset: Dataset, syntax: UID) -> int:
+    """Return the bits of a compressed image, 0 if it does not tell.
+
+    Raises:
+        RefusedImage: truncated or dimensions.
+    """
+    data = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if not data:
+        raise RefusedImage("truncated", "there is no pixel data")
+    if syntax == RLELossless:
+        return 0
+    frame = jpeg_2000_frame(data) if syntax in JPEG2000TransferSyntaxes else jpeg_frame(data)
+    if frame is None:
+        raise RefusedImage("decode", "the pixel data does not begin as its transfer syntax does")
+    if frame[:3] != (dataset.Rows, dataset.Columns, 1):
+        raise RefusedImage("dimensions", "the pixels are not rows x columns of one sample")
+    return frame.bits
 
 
 def present(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.float32]:
     """Turn stored values into display values: modality LUT, VOI, polarity, in this order (PS3.4 N.2).
 
-    Padding is black and takes no part in the scaling.
+    Padding is black and takes no part in the scaling. What a value is shown as depends on nothing
+    but the value, so at most 65,536 are computed and then looked up, not one for each pixel.
     """
-    padding = padded(dataset, stored)
-    values = apply_modality_lut(stored, dataset)  # PS3.3 C.11.1
+    stored = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("="))
+    codes = stored.view(f"u{stored.itemsize}")
+    values = np.arange(2 ** (8 * stored.itemsize), dtype=codes.dtype).view(stored.dtype)
+    padding = padded(dataset, values)
+    values = apply_modality_lut(_used_bits(values, dataset), dataset)  # PS3.3 C.11.1
     if dataset.get("VOILUTSequence"):
         shown = _voi_lut(values, dataset)
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
@@ -143,13 +196,36 @@ def present(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.float32
             str(dataset.get("VOILUTFunction", "") or "LINEAR").upper(),
         )
     else:
-        shown = _span(values.astype(np.float32), ~padding)
+        shown = _span(values.astype(np.float32), _occurring(codes) & ~padding)
+    if not np.isfinite(shown).all():
+        raise RefusedImage("decode", "the header maps pixels to no number")
     # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows the smallest value white. Presentation LUT Shape INVERSE
     # says the same again (PS3.3 C.8.11.3.1.2) and must not invert a second time.
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     shown[padding] = 0
-    return shown
+    return _look_up(shown, codes)
+
+
+def _occurring(codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
+    """Tell for each code whether a pixel has it."""
+    found = np.zeros(2 ** (8 * codes.itemsize), dtype=bool)
+    for row in codes:  # an index is 8 bytes while it is used: by rows, that is nothing
+        found[row] = True
+    return found
+
+
+def _look_up(table: NDArray[np.float32], codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
+    pixels = np.empty(codes.shape, dtype=np.float32)
+    for row, out in zip(codes, pixels, strict=True):
+        np.take(table, row, out=out, mode="clip")
+    return pixels
+
+
+def _used_bits(values: NDArray[np.generic], dataset: Dataset) -> NDArray[np.generic]:
+    """Clear the bits above Bits Stored, which may hold an overlay or padding, or extend the sign."""
+    unused = 8 * values.itemsize - dataset.BitsStored
+    return np.right_shift(np.left_shift(values, unused), unused) if unused > 0 else values
 
 
 def padded(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -189,10 +265,12 @@ def window(
 
 
 def _voi_lut(values: NDArray[np.generic], dataset: Dataset) -> NDArray[np.float32]:
+    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+    if not 1 <= bits <= 16:
+        raise RefusedImage("decode", "the VOI LUT has no width")
     # A LUT is indexed by integers (PS3.3 C.11.2.1.1); a rescale has made them floats.
     looked_up = apply_voi(np.rint(values).astype(np.int32), dataset)
-    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-    return np.asarray(looked_up / np.float32(2**bits - 1), dtype=np.float32)
+    return np.asarray(np.clip(looked_up / np.float32(2**bits - 1), 0, 1), dtype=np.float32)
 
 
 def _span(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:

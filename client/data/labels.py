@@ -1,16 +1,35 @@
-"""From the table's label columns to a matrix: which column, which values, which mistakes."""
+"""From the table's label and clinical columns to matrices: which column, which values, which mistakes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.columns import Text, listing, matches, numbers
+from client.data.columns import Text, column, listing, matches, numbers
 from client.site import LabelSource, SiteConfig
+from common.clinical import VARIABLES, plausible
 from common.errors import LabelError, closest
-from common.findings import label_matrix, suggest
+from common.findings import FINDINGS, label_matrix, suggest
+
+
+class Labels(NamedTuple):
+    """Labels of some rows, and which rows hold a cell that is no label."""
+
+    values: NDArray[np.float32]
+    """``[rows, findings]``: 1, 0, NaN not annotated."""
+    odd: NDArray[np.bool_]
+    """``[rows]``: a cell is not 1, 0, -1 or empty."""
+
+
+def label_sources(site: SiteConfig, columns: Mapping[str, Text]) -> dict[str, LabelSource]:
+    """Return finding -> source: what site.toml names, and all that a public layout annotates."""
+    if site.data.layout in ("table", "folder"):
+        return dict(site.labels)
+    published = {finding: LabelSource(column=finding) for finding in FINDINGS if finding in columns}
+    return published | site.labels
 
 
 def read_labels(
@@ -18,24 +37,26 @@ def read_labels(
     rows: NDArray[np.int64],
     site: SiteConfig,
     findings: Sequence[str],
-) -> NDArray[np.float32]:
-    """Lay the labels of these rows out as ``[rows, findings]``: 1, 0, NaN not annotated.
+) -> Labels:
+    """Lay the labels of these rows out.
 
     Raises:
-        LabelError: if a label's column is not in the table, a cell is not 1, 0, -1 or empty, a
-            value listed as positive or negative occurs nowhere, or -1 has no policy.
+        LabelError: if a label's column is not in the table, a value listed as positive or
+            negative occurs nowhere, -1 has no policy, or most cells of a column are no labels.
     """
-    values = {
-        finding: _values(columns, rows, finding, site.labels[finding], site.data.table.name)
-        for finding in findings
-        if finding in site.labels
-    }
-    return label_matrix(values, findings, site.uncertainty, len(rows))
+    sources = label_sources(site, columns)
+    values: dict[str, NDArray[np.float64]] = {}
+    odd = np.zeros(len(rows), dtype=bool)
+    for finding in findings:
+        if finding in sources:
+            values[finding], wrong = _values(columns, rows, finding, sources[finding], site.data.source)
+            odd |= wrong
+    return Labels(label_matrix(values, findings, site.uncertainty, len(rows)), odd)
 
 
 def _values(
     columns: Mapping[str, Text], rows: NDArray[np.int64], finding: str, source: LabelSource, table: str
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     if source.column not in columns:
         raise LabelError(
             f"site.toml: label column {source.column!r} is not in {table}",
@@ -44,10 +65,11 @@ def _values(
         )
     cells = columns[source.column]
     if source.positive:
-        return _words(cells, finding, source, table)[rows]
+        return _words(cells, finding, source, table)[rows], np.zeros(len(rows), dtype=bool)
     values, words = numbers(cells[rows])
     odd = words | ~(np.isnan(values) | np.isin(values, (0.0, 1.0, -1.0)))
-    if odd.any():
+    filled = cells[rows] != ""
+    if odd.sum() * 2 > filled.sum():
         # The cells are not shown: the column may be the wrong one and hold identifiers.
         raise LabelError(
             f"label {finding!r}: column {source.column!r} of {table} has {int(odd.sum())} cells that "
@@ -55,7 +77,8 @@ def _values(
             fix=f"recode it, or set labels.{finding} = "
             f'{{ column = "{source.column}", positive = [...], negative = [...] }}',
         )
-    return values
+    values[odd] = np.nan
+    return values, odd
 
 
 def _words(cells: Text, finding: str, source: LabelSource, table: str) -> NDArray[np.float64]:
@@ -79,3 +102,49 @@ def _remedy(columns: Mapping[str, Text], finding: str, name: str) -> str:
     if proposed:
         return f'set labels.{finding} = "{proposed}"'
     return closest(name, columns) or f"set labels.{finding} to a column of the table"
+
+
+def read_clinical(
+    columns: Mapping[str, Text],
+    rows: NDArray[np.int64],
+    site: SiteConfig,
+    variables: Sequence[str],
+    age: NDArray[np.float32],
+    sex: Text,
+) -> NDArray[np.float32]:
+    """Lay clinical variables of these rows out as ``[rows, variables]``; NaN is missing.
+
+    A variable the site does not have is NaN throughout. So is a cell that is no number or lies
+    outside the variable's plausible range.
+
+    Raises:
+        TableError: if site.toml names a column that the table does not have.
+    """
+    table = np.full((len(rows), len(variables)), np.nan, dtype=np.float32)
+    for j, name in enumerate(variables):
+        if name in site.clinical:
+            cells = column(columns, site.clinical[name], f"clinical.{name}", site.data.source)[rows]
+            values, _ = numbers(cells)
+        elif name == "age":
+            values = age.astype(np.float64)
+        elif name == "male":
+            values = np.select([sex == "M", sex == "F"], [1.0, 0.0], np.nan)
+        elif name in columns and site.data.layout not in ("table", "folder"):
+            values, _ = numbers(columns[name][rows])
+        else:
+            continue
+        table[:, j] = plausible(values, name)
+    return table
+
+
+def clinical_names(site: SiteConfig, columns: Mapping[str, Text]) -> tuple[str, ...]:
+    """Return the clinical variables this site can fill."""
+    public = site.data.layout not in ("table", "folder")
+    return tuple(
+        name
+        for name in VARIABLES
+        if name in site.clinical
+        or (name == "age" and site.columns.age in columns)
+        or (name == "male" and site.columns.sex in columns)
+        or (public and name in columns)
+    )

@@ -2,15 +2,15 @@
 
 Layout of a cache folder (0700, its files 0600), one per preprocessing::
 
-    crop-224-v1/
-      index.json       rows in table order: path, size, mtime, reason, view; names the pixel file
-      pixels-0007.u8   row i at offset i * 224 * 224
-      lock             held while one process looks and decodes; the others wait
+    crop-224-refuse-v2/
+      pixels-0007.u8    row i at offset i * 224 * 224
+      rows-0007.jsonl   [i, path, size, mtime, facts ...], a line for each row that is done
+      lock              held while one process looks and decodes; the others wait
 
-The index is replaced atomically, and only after the pixels it vouches for are on disk: after a
-kill at any moment a row is either vouched for and right, or decoded again. A row once vouched
-for is never overwritten; a changed file or another table makes a new pixel file, which takes
-over the rows that still hold. What left the table thereby leaves the cache.
+A line is appended only after the pixels it vouches for are on disk: after a kill at any moment a
+row is either vouched for and right, or decoded again; a torn last line is dropped. A row once
+vouched for is never overwritten; a changed file or another table makes a new pair of files, which
+takes over the rows that still hold. What left the table thereby leaves the cache.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,75 +28,95 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.image import read_image
-from client.data.reasons import RefusedImage
-from client.data.transforms import Fit, standardise
+from client.data.facts import Facts
+from client.data.transforms import Fit
+from client.data.workers import shared_workers
+from client.site import BurnedIn
 from common.errors import DataError
+from common.files import sync_folder
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when decoding or resizing changes: old caches are then not read."""
 
-_RETRIED = ("missing", "unsupported-syntax")
-"""Reasons that may mend themselves without the file changing: a mount, an installed codec."""
-_CHUNK = 1024
-"""Images between two writes of the index: what a kill costs at most."""
+_RETRIED = ("missing", "unsupported-syntax", "timeout")
+"""Reasons that may mend themselves without the file changing: a mount, a codec, a busy machine."""
+_CHUNK = 512
+"""Images between two flushes to disk: what a kill costs at most."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images read and the number to read."""
 
 
-class _Row(NamedTuple):
-    """What the index knows of one row: the file it read, and what became of it."""
+class _File(NamedTuple):
+    """What tells one version of a file from another."""
 
     path: str
     size: int
     mtime_ns: int
-    reason: str
-    view: str
 
-    def holds(self, now: _Row) -> bool:
-        return self[:3] == now[:3] and self.reason not in _RETRIED
+
+class _Row(NamedTuple):
+    """What is known of one row: the file it read, and what became of it."""
+
+    file: _File
+    facts: Facts
+
+    def holds(self, now: _File) -> bool:
+        return self.file == now and self.facts.reason not in _RETRIED
 
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Row i belongs to row i of the table; rows that could not be read are black and not ``ok``."""
+    """Row i belongs to path i; rows that could not be read are black and not ``ok``."""
 
     pixels: NDArray[np.uint8]
     """``[rows, size, size]``, read-only, mapped from disk."""
-    ok: NDArray[np.bool_]
-    reasons: tuple[str, ...]
-    """Why a row could not be read; '' where it could."""
-    views: NDArray[np.str_]
-    """The view a DICOM file gives itself, or ''."""
+    facts: tuple[Facts, ...]
+    """What each file says about itself, and why it could not be read."""
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Tell which rows could be read."""
+        return np.array([not fact.reason for fact in self.facts], dtype=bool)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why a row could not be read; '' where it could."""
+        return tuple(fact.reason for fact in self.facts)
 
     @classmethod
-    def open(cls, folder: Path, paths: Sequence[str], root: Path, size: int, fit: Fit = "crop") -> PixelCache:
+    def open(
+        cls,
+        folder: Path,
+        paths: Sequence[str],
+        root: Path,
+        size: int,
+        fit: Fit = "crop",
+        burned_in: BurnedIn = "refuse",
+        progress: Progress | None = None,
+    ) -> PixelCache:
         """Return the pixels of these files, decoding those the cache does not hold as they are now.
 
         Raises:
             DataError: if the folder cannot be written or the disk is full.
         """
-        store = _Store(folder / f"{fit}-{size}-v{VERSION}", root, size, fit)
+        store = _Store(folder / f"{fit}-{size}-{burned_in}-v{VERSION}", root, size, fit, burned_in)
         try:
             for level in (folder, store.folder):
                 level.mkdir(mode=0o700, parents=True, exist_ok=True)
             store.folder.chmod(0o700)
             with _locked(store.folder / "lock"):
-                file, rows = store.refresh([_stat(root, str(path)) for path in paths])
-                pixels = store.map(file, len(rows))
+                number, rows = store.refresh([_stat(root, str(path)) for path in paths], progress)
+                pixels = store.map(number, len(rows))
         except OSError as error:
             raise DataError(
                 "the pixel cache cannot be written",
                 found=error.strerror or type(error).__name__,
                 fix=f"about {len(paths) * size * size // 2**20 + 1} MB are needed in data.cache of site.toml",
             ) from None
-        reasons = tuple(row.reason for row in rows)
-        return cls(
-            pixels=pixels,
-            ok=np.array([not reason for reason in reasons], dtype=bool),
-            reasons=reasons,
-            views=np.array([row.view for row in rows], dtype=np.str_),
-        )
+        return cls(pixels, tuple(row.facts for row in rows))
 
 
 @dataclass(frozen=True)
@@ -108,132 +127,155 @@ class _Store:
     root: Path
     size: int
     fit: Fit
+    burned_in: BurnedIn
 
     @property
     def stride(self) -> int:
         return self.size * self.size
 
-    def refresh(self, now: Sequence[_Row]) -> tuple[str, list[_Row]]:
-        """Bring the cache to the files as they are; returns the pixel file and its rows."""
-        file, old = self.read_index()
+    def refresh(self, now: Sequence[_File], progress: Progress | None) -> tuple[int, list[_Row]]:
+        """Bring the cache to the files as they are; returns the number of the pair and its rows."""
+        number, old = self.read_rows(len(now))
         if not _in_place(old, now):
-            file, old = self.take_over(file, old, now)
-        rows = [was if was and was.holds(row) else None for was, row in zip(old, now, strict=True)]
+            number, old = self.take_over(number, old, now)
+        rows = [was if was and was.holds(file) else None for was, file in zip(old, now, strict=True)]
         todo = [i for i, row in enumerate(rows) if row is None]
-        for start in range(0, len(todo), _CHUNK):
-            self.decode(file, rows, now, todo[start : start + _CHUNK])
-            _log.info("decoded %d of %d images", min(start + _CHUNK, len(todo)), len(todo))
-        return file, [row for row in rows if row is not None]
+        if todo:
+            self.decode(number, rows, now, todo, progress)
+        return number, [row for row in rows if row is not None]
 
     def take_over(
-        self, file: str, old: Sequence[_Row | None], now: Sequence[_Row]
-    ) -> tuple[str, list[_Row | None]]:
-        """Start a new pixel file with the rows that still hold, in the order of the table."""
-        where = {row.path: i for i, row in enumerate(old) if row}
-        fresh = f"pixels-{int(file[7:11]) + 1 if file else 1:04d}.u8"
-        source = self.map(file, len(old))
+        self, number: int, old: Sequence[_Row | None], now: Sequence[_File]
+    ) -> tuple[int, list[_Row | None]]:
+        """Start a new pair of files with the rows that still hold, in the order asked for."""
+        where = {row.file.path: i for i, row in enumerate(old) if row}
+        fresh = number + 1
+        source = self.map(number, len(old))
         rows: list[_Row | None] = [None] * len(now)
-        with self._writing(fresh) as target:
+        with self._writing(self.pixel_file(fresh)) as target:
             os.ftruncate(target, 0)
             os.ftruncate(target, len(now) * self.stride)
-            for i, row in enumerate(now):
-                was = old[where[row.path]] if row.path in where else None
-                if was and was.holds(row):
+            for i, file in enumerate(now):
+                was = old[where[file.path]] if file.path in where else None
+                if was and was.holds(file):
                     rows[i] = was
-                    if not was.reason:
-                        self._put(target, i, source[where[row.path]])
-        self.write_index(fresh, rows)
-        for stale in self.folder.glob("pixels-*.u8"):
-            if stale.name != fresh:
+                    if not was.facts.reason:
+                        self._put(target, i, source[where[file.path]].tobytes())
+        temporary = self.folder / "rows.tmp"
+        with self._writing(temporary) as target:
+            os.ftruncate(target, 0)
+            head = json.dumps({"rows": len(now)}) + "\n"
+            _write(target, head.encode() + b"".join(_line(i, row) for i, row in enumerate(rows) if row))
+        os.replace(temporary, self.row_file(fresh))
+        sync_folder(self.folder)
+        for stale in (*self.folder.glob("pixels-*.u8"), *self.folder.glob("rows-*.jsonl")):
+            if stale not in (self.pixel_file(fresh), self.row_file(fresh)):
                 stale.unlink()
         return fresh, rows
 
-    def decode(self, file: str, rows: list[_Row | None], now: Sequence[_Row], todo: Sequence[int]) -> None:
+    def decode(
+        self,
+        number: int,
+        rows: list[_Row | None],
+        now: Sequence[_File],
+        todo: Sequence[int],
+        progress: Progress | None,
+    ) -> None:
         """Read the images of these rows, write them in place, then vouch for them."""
-        workers = min(8, os.cpu_count() or 1)
-        with self._writing(file) as target, ThreadPoolExecutor(workers) as pool:
-            done = pool.map(lambda i: self._decoded(now[i]), todo)
-            for i, (pixels, row) in zip(todo, done, strict=True):
+        workers = shared_workers()
+        paths = (self.root / now[i].path for i in todo)
+        done: list[int] = []
+        with self._writing(self.pixel_file(number)) as target, self._writing(self.row_file(number)) as journal:
+            os.lseek(journal, 0, os.SEEK_END)
+            results = workers.read(paths, self.size, self.fit, self.burned_in)
+            for count, (i, (facts, pixels)) in enumerate(zip(todo, results, strict=True), 1):
                 if pixels is not None:
-                    self._put(target, i, pixels)
-                rows[i] = row
-        self.write_index(file, rows)
-
-    def _decoded(self, row: _Row) -> tuple[NDArray[np.uint8] | None, _Row]:
-        if row.size < 0:
-            return None, row._replace(reason="missing")
-        try:
-            pixels, view = read_image(self.root / row.path)
-        except RefusedImage as refused:
-            return None, row._replace(reason=refused.reason)
-        return standardise(pixels, self.size, self.fit), row._replace(view=view)
+                    self._put(target, i, pixels.tobytes())
+                rows[i] = _Row(now[i], facts)
+                done.append(i)
+                if len(done) == _CHUNK or count == len(todo):
+                    os.fsync(target)
+                    _write(journal, b"".join(_line(k, row) for k in done if (row := rows[k])))
+                    os.fsync(journal)
+                    done.clear()
+                    _log.info("decoded %d of %d images", count, len(todo))
+                if progress:
+                    progress(count, len(todo))
 
     @contextmanager
-    def _writing(self, file: str) -> Iterator[int]:
-        target = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _writing(self, file: Path) -> Iterator[int]:
+        target = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             yield target
             os.fsync(target)
         finally:
             os.close(target)
 
-    def _put(self, target: int, row: int, pixels: NDArray[np.uint8]) -> None:
+    def _put(self, target: int, row: int, data: bytes) -> None:
         # pwrite, not a writable map: on a full disk a map dies of SIGBUS, this raises ENOSPC.
-        data = memoryview(pixels.tobytes())
-        offset = row * self.stride
-        while data:
-            written = os.pwrite(target, data, offset)
-            data, offset = data[written:], offset + written
+        rest, offset = memoryview(data), row * self.stride
+        while rest:
+            written = os.pwrite(target, rest, offset)
+            rest, offset = rest[written:], offset + written
 
-    def map(self, file: str, rows: int) -> NDArray[np.uint8]:
+    def pixel_file(self, number: int) -> Path:
+        return self.folder / f"pixels-{number:04d}.u8"
+
+    def row_file(self, number: int) -> Path:
+        return self.folder / f"rows-{number:04d}.jsonl"
+
+    def map(self, number: int, rows: int) -> NDArray[np.uint8]:
         shape = (rows, self.size, self.size)
         if not rows:
             return np.zeros(shape, dtype=np.uint8)
-        return np.memmap(self.folder / file, np.uint8, "r", shape=shape)
+        return np.memmap(self.pixel_file(number), np.uint8, "r", shape=shape)
 
-    def read_index(self) -> tuple[str, list[_Row | None]]:
-        """Read the index; an absent or damaged one is an empty cache."""
+    def read_rows(self, wanted: int) -> tuple[int, list[_Row | None]]:
+        """Read the newest pair; an absent or damaged one is an empty cache."""
+        numbers = sorted(int(file.stem[5:]) for file in self.folder.glob("rows-*.jsonl"))
+        if not numbers:
+            return 0, []
+        number = numbers[-1]
         try:
-            index = json.loads((self.folder / "index.json").read_bytes())
-            rows = [_Row(*row) if row else None for row in index["rows"]]
-            file = str(index["pixels"])
-            if (self.folder / file).stat().st_size < len(rows) * self.stride:
-                raise ValueError("the pixel file is shorter than the index says")
-        except FileNotFoundError:
-            return "", []
-        except (ValueError, KeyError, TypeError) as error:
+            whole = self.row_file(number).read_bytes()
+            lines = whole[: whole.rfind(b"\n") + 1].splitlines()
+            rows: list[_Row | None] = [None] * int(json.loads(lines[0])["rows"])
+            for line in lines[1:]:
+                i, path, size, mtime, *facts = json.loads(line)
+                rows[i] = _Row(_File(path, size, mtime), Facts(*facts))
+            if self.pixel_file(number).stat().st_size < len(rows) * self.stride:
+                raise ValueError("the pixel file is shorter than the rows say")
+        except (ValueError, KeyError, TypeError, IndexError, FileNotFoundError) as error:
             _log.warning("the pixel cache is damaged (%s) and is made again", type(error).__name__)
-            return "", []
-        return file, rows
-
-    def write_index(self, file: str, rows: Sequence[_Row | None]) -> None:
-        """Replace the index at once: whoever reads it finds the old one or the new one."""
-        with self._writing("index.tmp") as target:
-            data = memoryview(json.dumps({"pixels": file, "rows": rows}).encode())
-            os.ftruncate(target, 0)
-            while data:
-                data = data[os.write(target, data) :]
-        os.replace(self.folder / "index.tmp", self.folder / "index.json")
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            return number, []
+        if len(rows) == wanted and not whole.endswith(b"\n"):
+            os.truncate(self.row_file(number), whole.rfind(b"\n") + 1)
+        return number, rows
 
 
-def _in_place(old: Sequence[_Row | None], now: Sequence[_Row]) -> bool:
+def _line(i: int, row: _Row) -> bytes:
+    return json.dumps([i, *row.file, *row.facts]).encode() + b"\n"
+
+
+def _write(target: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(target, rest) :]
+
+
+def _in_place(old: Sequence[_Row | None], now: Sequence[_File]) -> bool:
     """Tell whether every row vouched for is still right where it stands."""
     return len(old) == len(now) and all(
-        was is None or was.reason or was.holds(row) for was, row in zip(old, now, strict=True)
+        was is None or bool(was.facts.reason) or was.holds(file) for was, file in zip(old, now, strict=True)
     )
 
 
-def _stat(root: Path, path: str) -> _Row:
+def _stat(root: Path, path: str) -> _File:
     try:
         status = (root / path).stat()
-    except OSError:
-        return _Row(path, -1, -1, "", "")
-    return _Row(path, status.st_size, status.st_mtime_ns, "", "")
+    except (OSError, ValueError):
+        return _File(path, -1, -1)
+    return _File(path, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Cause(NamedTuple):
     """Counts towards ``data.max_quarantined``; otherwise the study is merely not asked for."""
 
 
-CAUSES: Mapping[Reason, Cause] = {
+CAUSES: Mapping[str, Cause] = {
     "path": Cause(
         "the path is absolute, holds '..' or NUL, or leads out of data.root, also by a symbolic link",
         "write paths relative to data.root, or move the files under it",

@@ -10,8 +10,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.columns import Text, column, matches, read_columns, years
-from client.data.labels import read_labels
+from client.data.columns import Text, column, matches, years
+from client.data.duplicates import same_image
+from client.data.folder import CONFLICT
+from client.data.labels import clinical_names, label_sources, read_clinical, read_labels
+from client.data.reasons import Reason
+from client.data.source import read_source
 from client.data.split import SPLITS, check_split
 from client.site import ColumnsConfig, SiteConfig
 from common.errors import SplitError, TableError
@@ -25,9 +29,10 @@ _MAYBE_DICOM = {".dcm", ".dicom", ""}
 
 @dataclass(frozen=True)
 class StudyTable:
-    """One row per image. ``labels`` is ``[rows, findings]`` with NaN for not annotated."""
+    """One row per image, also those that cannot be used: their ``code`` says why."""
 
     findings: tuple[str, ...]
+    variables: tuple[str, ...]
     path: Text
     patient: Text
     study: Text
@@ -35,12 +40,17 @@ class StudyTable:
     age: NDArray[np.float32]
     sex: Text
     labels: NDArray[np.float32]
+    """``[rows, findings]``: 1, 0, NaN not annotated."""
+    clinical: NDArray[np.float32]
+    """``[rows, variables]`` in the vocabulary's units; NaN missing."""
+    annotated: tuple[str, ...]
+    """Every finding the site annotates, whichever were asked for."""
     strata: NDArray[np.float32]
-    """Labels of everything the site annotates: a split must not change with the findings asked for."""
+    """``[rows, annotated]``: a split must not change with the findings asked for."""
+    code: Text
+    """A code of `client.data.reasons`; '' for a row that may be used."""
     split: Text | None = None
     """train, validation or test where the table says so."""
-    quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Code -> rows left out because they cannot be used."""
     removed: Mapping[str, int] = field(default_factory=dict)
     """Filter -> rows left out because they were not asked for."""
 
@@ -57,50 +67,67 @@ class StudyTable:
         return replace(self, **arrays)
 
 
-def read_studies(site: SiteConfig, findings: Sequence[str]) -> StudyTable:
-    """Read the rows a site offers for these findings.
+def read_studies(
+    site: SiteConfig, findings: Sequence[str] | None = None, clinical: Sequence[str] | None = None
+) -> StudyTable:
+    """Read the rows a site offers for these findings and clinical variables; None: all it has.
 
-    A row whose path leaves ``data.root`` (E_PATH) or that names no patient (E_PATIENT) is left
-    out and counted. A finding without a label column is NaN throughout.
+    A row that cannot be used keeps its place and gets a code. A finding or a variable the site
+    does not have is NaN throughout.
 
     Raises:
-        TableError: if the table or a column is missing, an image is listed twice, the view is
-            asked for and not known, or the filters leave nothing.
-        LabelError: if a label column or a cell of it cannot be used.
+        TableError: if the table or a column is missing, the view is asked for and not known, or
+            the filters leave nothing.
+        LabelError: if a label column cannot be used, or -1 has no policy.
         SplitError: if the table's own split is incomplete or shares a patient.
     """
-    name = site.data.table.name
-    columns = read_columns(site.data.table)
-    if not site.data.root.is_dir():
-        raise TableError("site.toml: data.root is not a folder", found=str(site.data.root))
-    wanted = tuple(canonical(finding) for finding in findings)
+    name = site.data.source
+    columns = read_source(site)
     names = site.columns
+    annotated = tuple(label_sources(site, columns))
+    wanted = annotated if findings is None else tuple(canonical(finding) for finding in findings)
+    variables = clinical_names(site, columns) if clinical is None else tuple(clinical)
     path = column(columns, names.path, "columns.path", name)
     patient = column(columns, names.patient, "columns.patient", name)
-    view = _optional(columns, names, "view", name)
-    rows, removed = _kept(columns, path, view, site)
+    rows, removed = _kept(columns, path, site)
+    strata = read_labels(columns, rows, site, annotated)
+    age = years(_optional(columns, names, "age", name)[rows])
+    sex = _sexes(_optional(columns, names, "sex", name)[rows])
     table = StudyTable(
         findings=wanted,
-        path=path[rows],
+        variables=variables,
+        path=_plain(path[rows]),
         patient=patient[rows],
         study=_optional(columns, names, "study", name)[rows],
-        view=view[rows],
-        age=years(_optional(columns, names, "age", name)[rows]),
-        sex=_sexes(_optional(columns, names, "sex", name)[rows]),
-        labels=read_labels(columns, rows, site, wanted),
-        strata=read_labels(columns, rows, site, tuple(site.labels)),
+        view=_optional(columns, names, "view", name)[rows],
+        age=age,
+        sex=sex,
+        labels=_select(strata.values, annotated, wanted),
+        clinical=read_clinical(columns, rows, site, variables, age, sex),
+        annotated=annotated,
+        strata=strata.values,
+        code=np.full(len(rows), "", dtype="U20"),
         removed=removed,
     )
-    number = rows + 1
+    conflicts = columns.get(CONFLICT, np.full(len(path), ""))[rows] != ""
+    table = replace(table, code=_codes(table, strata.odd, conflicts, site))
     if names.split in columns or "split" in names.model_fields_set:
         split = column(columns, names.split, "columns.split", name)
-        table = replace(table, split=_splits(split[rows], number))
-    table, number = _quarantined(table, number, site.data.root)
-    _check_distinct(table.path, number, name)
-    if table.split is not None:
-        check_split(table.patient, table.split)
-    _log.info("%s: %d rows usable, %s removed by filters", name, len(table), dict(table.removed))
+        named = _splits(split[rows], rows + 1)
+        usable = table.code == ""
+        check_split(table.patient[usable], named[usable])
+        table = replace(table, split=named)
+    _log.info("%s: %d of %d rows usable", name, int((table.code == "").sum()), len(table))
     return table
+
+
+def _select(values: NDArray[np.float32], have: Sequence[str], want: Sequence[str]) -> NDArray[np.float32]:
+    """Return the columns asked for, NaN where there is none."""
+    selected = np.full((len(values), len(want)), np.nan, dtype=np.float32)
+    for j, finding in enumerate(want):
+        if finding in have:
+            selected[:, j] = values[:, have.index(finding)]
+    return selected
 
 
 def _optional(columns: Mapping[str, Text], names: ColumnsConfig, key: str, table: str) -> Text:
@@ -116,29 +143,28 @@ def _sexes(cells: Text) -> Text:
 
 
 def _kept(
-    columns: Mapping[str, Text], path: Text, view: Text, site: SiteConfig
+    columns: Mapping[str, Text], path: Text, site: SiteConfig
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Apply the filters; returns the rows kept and how many each filter removed."""
-    name = site.data.table.name
+    name = site.data.source
     keep = np.ones(len(path), dtype=bool)
     removed: dict[str, int] = {}
     for key, values in site.filter.items():
         told = matches(column(columns, key, f"filter.{key}", name), values)
         keep, removed[key] = _narrow(keep, told)
     if site.data.views:
-        dicom = np.array([PurePosixPath(file).suffix.lower() in _MAYBE_DICOM for file in path])
-        if not (view != "").any() and not dicom[keep].all():
+        view = _optional(columns, site.columns, "view", name)
+        dicom = np.array([PurePosixPath(file).suffix.lower() in _MAYBE_DICOM for file in path[keep]])
+        if not (view != "").any() and not dicom.all():
             raise TableError(
                 f"{name} does not say which images are {' or '.join(site.data.views)}",
                 fix='set columns.view, or data.views = "any" if every image may be used',
             )
-        # A DICOM file without a view in the table is judged by its own tag once it is read.
-        keep, removed["views"] = _narrow(keep, is_view(view, site.data.views) | ((view == "") & dicom))
     if not keep.any():
         raise TableError(
             f"no row of {name} is left of {len(path)}",
             found=", ".join(f"{key} removed {count}" for key, count in removed.items()),
-            fix="widen [filter] or data.views in site.toml",
+            fix="widen [filter] in site.toml",
         )
     return np.flatnonzero(keep), removed
 
@@ -163,16 +189,36 @@ def _splits(cells: Text, number: NDArray[np.int64]) -> Text:
     return np.array([_SPLIT_NAMES[str(cell)] for cell in lowered], dtype=np.str_)
 
 
-def _quarantined(
-    table: StudyTable, number: NDArray[np.int64], root: Path
-) -> tuple[StudyTable, NDArray[np.int64]]:
-    inside = np.array([_inside(root.resolve(), str(path)) for path in table.path], dtype=bool)
-    known = table.patient != ""
-    counts = {"E_PATH": int((~inside).sum()), "E_PATIENT": int((inside & ~known).sum())}
-    good = inside & known
-    plain = np.array([str(PurePosixPath(str(path))) for path in table.path[good]], dtype=np.str_)
-    kept = replace(table.take(good), path=plain, quarantined={code: n for code, n in counts.items() if n})
-    return kept, number[good]
+def _plain(paths: Text) -> Text:
+    """Write paths one way, so that ./a.png and a.png are the same file."""
+    return np.array([str(PurePosixPath(str(path))) if path else "" for path in paths], dtype=np.str_)
+
+
+def _codes(
+    table: StudyTable, odd: NDArray[np.bool_], conflicts: NDArray[np.bool_], site: SiteConfig
+) -> Text:
+    """Say which rows cannot be used, as far as the table itself tells; the first reason counts."""
+    code = np.full(len(table), "", dtype="U20")
+    root = site.data.root.resolve()
+    code[[not _inside(root, str(path)) for path in table.path]] = "path"
+    _mark(code, table.patient == "", "no-patient")
+    _mark(code, conflicts, "conflict")
+    _mark(code, odd, "label-value")
+    usable = np.flatnonzero(code == "")
+    of_path: dict[str, list[int]] = {}
+    for i in usable.tolist():
+        of_path.setdefault(str(table.path[i]), []).append(i)
+    for same in of_path.values():
+        if len(same) > 1:
+            code[same] = same_image(table.patient[same], table.strata[same])
+    if site.data.views:
+        # Whether an image without a view in the table is wanted, the file itself may tell.
+        _mark(code, ~is_view(table.view, site.data.views) & (table.view != ""), "view")
+    return code
+
+
+def _mark(code: Text, rows: NDArray[np.bool_], reason: Reason) -> None:
+    code[rows & (code == "")] = reason
 
 
 def _inside(root: Path, path: str) -> bool:
@@ -184,14 +230,3 @@ def _inside(root: Path, path: str) -> bool:
         return (root / path).resolve().is_relative_to(root)
     except (OSError, RuntimeError, ValueError):
         return False
-
-
-def _check_distinct(path: Text, number: NDArray[np.int64], name: str) -> None:
-    _, first, inverse = np.unique(path, return_index=True, return_inverse=True)
-    again = first[inverse] != np.arange(len(path))
-    if again.any():
-        raise TableError(
-            f"{name} lists an image more than once in {int(again.sum())} rows, "
-            f"the first is row {int(number[again][0])}",
-            fix="one row per image: merge rows that differ only in their labels",
-        )

@@ -18,6 +18,9 @@ from common.model.residual import residual_hook
 from common.pet.registry import METHODS
 from common.pet.targets import QKV_PARTS, is_final_norm
 
+CLINICAL_WEIGHT = "clinical.weight"
+"""Weights ``[F, 2 V]`` of the clinical variables and of the marks that they are missing."""
+
 _WRAPPING = re.compile(r"\.(base_layer|default)(?=\.|$)")
 _QKV_PART = re.compile(rf"\.qkv\.({'|'.join(QKV_PARTS)})\.")
 
@@ -33,6 +36,7 @@ class CxrModel:
         self.arch = architecture_of(self.net)
         self.findings = config.data.findings
         initialise_head(self.net.get_submodule(self.head_name), config.seed)
+        self.clinical = _clinical_head(config)
         self.base_names = [n for n in self.net.state_dict() if not self._is_head(n)]
         self.base_digest = self.current_base_digest()
         self._insert_pet()
@@ -55,7 +59,9 @@ class CxrModel:
             for name, parameter in sorted(self.net.named_parameters())
             if parameter.requires_grad
         }
-        head = [n for n in self.parameters if self._is_head(n)]
+        if self.clinical is not None:
+            self.parameters[CLINICAL_WEIGHT] = next(self.clinical.parameters())
+        head = [n for n in self.parameters if self._is_head(n) or n == CLINICAL_WEIGHT]
         self.schema: AdapterSchema = schema_of(self.parameters, head)
         originals = self._base_tensors()
         self._base_originals = {n: originals[n].clone() for n in self.parameters if n in originals}
@@ -137,11 +143,17 @@ class CxrModel:
     def to(self, device: torch.device) -> CxrModel:
         """Move to a device."""
         self.net.to(device)
+        if self.clinical is not None:
+            self.clinical.to(device)
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images ``[B, C, S, S]`` to logits ``[B, F]``."""
-        return self.net(images)
+    def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
+        """Map normalised images ``[B, C, S, S]`` and scaled variables ``[B, 2 V]`` to logits ``[B, F]``."""
+        return self._beside(self.net(images), clinical)
+
+    def _beside(self, logits: Tensor, clinical: Tensor | None) -> Tensor:
+        """Add what the clinical variables say: one linear head over image features and variables."""
+        return logits if self.clinical is None else logits + self.clinical(clinical)
 
     @property
     def frozen_blocks(self) -> int:
@@ -153,17 +165,17 @@ class CxrModel:
         return len(self.arch.blocks) if self._stem_is_frozen() else 0
 
     def _stem_is_frozen(self) -> bool:
-        inside = (*(f"{b}." for b in self.arch.blocks), f"{self.head_name}.")
+        inside = (*(f"{b}." for b in self.arch.blocks), f"{self.head_name}.", CLINICAL_WEIGHT)
         return all(n.startswith(inside) or is_final_norm(n) for n in self.parameters)
 
     def prefix(self, images: Tensor, blocks: int) -> Tensor:
         """Run the stem and the first ``blocks`` blocks."""
         return self.arch.run(self.net, self.arch.stem(self.net, images), 0, blocks)
 
-    def suffix(self, hidden: Tensor, blocks: int) -> Tensor:
+    def suffix(self, hidden: Tensor, blocks: int, clinical: Tensor | None = None) -> Tensor:
         """Run what ``prefix`` with the same ``blocks`` left out; returns logits ``[B, F]``."""
         rest = self.arch.run(self.net, hidden, blocks, len(self.arch.blocks))
-        return self.arch.tail(self.net, rest)
+        return self._beside(self.arch.tail(self.net, rest), clinical)
 
     def train_mode(self, on: bool) -> None:
         """Switch dropout on or off; BatchNorm always stays with its frozen statistics."""
@@ -171,6 +183,15 @@ class CxrModel:
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.eval()
+
+
+def _clinical_head(config: RunConfig) -> nn.Linear | None:
+    """Make a linear head over ``[B, 2 V]`` that starts at zero: the image alone decides at first."""
+    if not config.data.clinical:
+        return None
+    head = nn.Linear(2 * len(config.data.clinical), len(config.data.findings), bias=False)
+    nn.init.zeros_(head.weight)
+    return head
 
 
 def build_model(config: RunConfig) -> CxrModel:

@@ -94,7 +94,7 @@ def test_snake_and_kebab_keys_mean_the_same():
         ("pet.scope", "first-2", "pet.scope: expected 'all' or 'last-K'", "'first-2'", ""),
         ("pet.scope", "last-²", "pet.scope: expected 'all' or 'last-K'", "'last-²'", ""),
         ("data.findings", "", "data.findings: value should have at least 1 item", "", ""),
-        ("data.findings", "edema, oedema", "data.findings: a finding is named twice", "'edema, oedema'", ""),
+        ("data.findings", "edema, oedema", "data.findings: a name stands there twice", "'edema, oedema'", ""),
         ("data.findings", "effusoin", "did you mean 'effusion'?", "'effusoin'", ""),
         ("data.findings", "edema, No Finding", "'No Finding' is not a finding", "No Finding", ""),
     ],

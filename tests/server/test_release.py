@@ -248,3 +248,23 @@ def test_writing_twice_gives_the_same_bytes(make_model, tmp_path):
     assert first == again
     for name in ("adapter_config.json", "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_clinical_weights_lie_beside_the_adapter(make_model, tmp_path, method) -> None:
+    model = make_model(pet__method=method, data__clinical="age, crp")
+    state = trained(model)
+    write_release(model, state, tmp_path, PLAN)
+    beside = load_file(tmp_path / "clinical.safetensors")
+    torch.testing.assert_close(beside["clinical.weight"], state.tensors["clinical.weight"])
+    with safe_open(tmp_path / "clinical.safetensors", framework="pt") as file:
+        assert file.metadata()["variables"] == "age, crp"
+    assert "clinical" not in str(list(load_file(tmp_path / "adapter_model.safetensors")))
+    assert "age, crp" in (tmp_path / "README.md").read_text()
+    if method == "lora":
+        opened = PeftModel.from_pretrained(plain(make_model, model), tmp_path)
+        model.load(state)
+        z = torch.randn(2, 4, generator=torch.Generator().manual_seed(2))
+        image = said(opened, model)
+        ours = said(lambda x: model.forward(x, z), model)
+        torch.testing.assert_close(image + z @ beside["clinical.weight"].T, ours, atol=1e-5, rtol=1e-5)

@@ -95,7 +95,7 @@ def test_one_site_for_one_round_is_local_training(
     run_inline(config, {"north": tiny_sites["north"]}, out)
     model = build_model(config)
     site = load_site(tiny_sites["north"])
-    data = load_site_data(site, config.data.findings, config.data.image_size)
+    data = load_site_data(site, config.data)
     inputs = StudyInputs(model, data, config.train)
     alone = train_local(model, data, inputs, "north", tmp_path / "local.safetensors", "plan").state
     together = final_adapter(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,13 +111,22 @@ def test_a_missing_column_names_its_key(make_site: Make) -> None:
         read_studies(site, [])
 
 
-def test_a_label_cell_is_located_and_not_shown(make_site: Make) -> None:
+def test_a_cell_that_is_no_label_sets_its_row_aside(make_site: Make) -> None:
+    rows = {"patient": list("abcd"), "view": ["PA"] * 4}
+    rows |= {"x": ["0", "1", "77231", "1"], "y": ["1", "", "", "2"]}
+    site = make_site(rows, '[labels]\nedema = "x"\nhernia = "y"\n')
+    table = read_studies(site, ["edema"])
+    assert table.code.tolist() == ["", "", "label-value", "label-value"]  # whichever finding is asked for
+    np.testing.assert_array_equal(table.labels[:, 0], [0, 1, np.nan, 1])
+
+
+def test_a_column_that_holds_no_labels_is_the_wrong_column(make_site: Make) -> None:
     site = make_site(
-        {"patient": ["a", "b", "c"], "view": ["LL", "PA", "PA"], "x": ["", "1", "77231"]},
+        {"patient": list("abc"), "view": ["LL", "PA", "PA"], "x": ["", "1004", "77231"]},
         '[labels]\nedema = "x"\n',
     )
     with pytest.raises(
-        LabelError, match="1 cells that are not 1, 0, -1 or empty, the first in row 3"
+        LabelError, match="2 cells that are not 1, 0, -1 or empty, the first in row 2"
     ) as caught:
         read_studies(site, ["edema"])
     assert "77231" not in str(caught.value)
@@ -150,8 +159,9 @@ def test_filters_by_word_and_number_and_counts(make_site: Make) -> None:
         "year": [1, 2, 2, 2],
     }
     table = read_studies(make_site(rows, '[filter]\nsite = "x"\nyear = [2.0]\n'), [])
-    assert table.patient.tolist() == ["b"]
-    assert table.removed == {"site": 1, "year": 1, "views": 1}
+    assert table.patient.tolist() == ["b", "c"]
+    assert table.code.tolist() == ["", "view"]
+    assert table.removed == {"site": 1, "year": 1}
     with pytest.raises(TableError, match=r"no row of studies\.csv is left of 4") as caught:
         read_studies(make_site(rows, '[filter]\nsite = "z"\n'), [])
     assert "site removed 4" in str(caught.value)
@@ -186,20 +196,46 @@ def test_paths_stay_inside_the_root(make_site: Make, tmp_path: Path) -> None:
         images=False,
     )
     table = read_studies(site, [])
-    assert table.path.tolist() == ["ok.png", "sub/ok.png", "..ok.png"]
-    assert table.quarantined == {"E_PATH": len(bad)}
+    assert table.code.tolist() == ["path"] * len(bad) + [""] * 3
+    assert table.path.tolist()[-3:] == ["ok.png", "sub/ok.png", "..ok.png"]
 
 
-def test_a_row_without_a_patient_is_quarantined(make_site: Make) -> None:
+def test_a_row_without_a_patient_is_set_aside(make_site: Make) -> None:
     table = read_studies(make_site({"patient": ["a", "", " "]}, ANY), [])
-    assert table.quarantined == {"E_PATIENT": 2}
-    assert len(table) == 1
+    assert table.code.tolist() == ["", "no-patient", "no-patient"]
 
 
-def test_one_row_per_image(make_site: Make) -> None:
-    site = make_site({"patient": ["a", "b", "c"], "path": ["x.png", "y.png", "./x.png"]}, ANY)
-    with pytest.raises(TableError, match="more than once in 1 rows, the first is row 3"):
-        read_studies(site, [])
+@pytest.mark.parametrize(
+    ("patients", "labels", "expected"),
+    [
+        ("aba", "110", ["conflict", "", "conflict"]),
+        ("aba", "111", ["", "", "duplicate"]),
+        ("abc", "111", ["conflict", "", "conflict"]),
+        ("aba", ["1", "1", ""], ["", "", "duplicate"]),
+    ],
+)
+def test_an_image_listed_twice(
+    make_site: Make, patients: str, labels: Sequence[str], expected: list[str]
+) -> None:
+    rows = {"patient": list(patients), "path": ["x.png", "y.png", "./x.png"], "x": list(labels)}
+    assert read_studies(make_site(rows, ANY + '[labels]\nedema = "x"\n'), []).code.tolist() == expected
+
+
+def test_clinical_variables(make_site: Make) -> None:
+    rows = {
+        "patient": list("abc"),
+        "age": ["061Y", "", "300"],
+        "sex": ["M", "F", ""],
+        "Temp": ["37.5", "375", "warm"],
+    }
+    site = make_site(rows, ANY + '[clinical]\ntemp = "Temp"\n')
+    table = read_studies(site, [], ["age", "male", "temperature", "crp"])
+    nan = np.nan
+    expected = [[61, 1, 37.5, nan], [nan, 0, nan, nan], [nan, nan, nan, nan]]
+    np.testing.assert_array_equal(table.clinical, np.array(expected, np.float32))
+    assert read_studies(site).variables == ("age", "male", "temperature")
+    with pytest.raises(TableError, match=r"'T' \(clinical\.temperature\)"):
+        read_studies(make_site(rows, ANY + '[clinical]\ntemp = "T"\n'))
 
 
 def test_the_tables_own_split(make_site: Make) -> None:
@@ -232,11 +268,10 @@ def test_cells_as_numbers_and_values() -> None:
 def test_no_message_holds_a_patient(make_site: Make, planted: tuple[str, ...]) -> None:
     good = {"patient": [planted[0], planted[1]], "path": [f"{planted[2]}.png", "b.png"], "x": ["1", "0"]}
     spoiled = [
-        {**good, "x": [planted[0], "0"]},
-        {**good, "x": [planted[2], "0"]},
+        {**good, "x": [planted[0], planted[1]]},
+        {**good, "x": [planted[2], planted[2]]},
         {**good, "split": [planted[1], "train"]},
         {**good, "patient": [planted[1]] * 2, "split": ["train", "test"]},
-        {**good, "path": [f"{planted[2]}.png"] * 2},
         {**good, "x": ["-1", "0"]},
     ]
     for rows in spoiled:

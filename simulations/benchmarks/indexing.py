@@ -1,0 +1,84 @@
+"""Indexing a site against a bare Pillow loop that only decodes and resizes the same PNGs.
+
+    python -m simulations.benchmarks.indexing --studies 2000 --size 512
+
+Both run as commands of their own, start-up included, on the same warm files, in turns. The loop
+runs in two processes; indexing takes as many as the machine has cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from client.data.folder import INDEX_SIZE
+from simulations.make_site import make_site
+
+BARE = """
+import sys
+from PIL import Image
+for path in sys.stdin.read().split("\\n"):
+    Image.open(path).convert("L").resize(({side}, {side}), Image.Resampling.BILINEAR).tobytes()
+"""
+
+
+def bare_loop(paths: Sequence[str], processes: int = 2) -> float:
+    """Decode and resize the files in so many processes; returns seconds."""
+    begun = time.monotonic()
+    started = []
+    for k in range(processes):
+        command = [sys.executable, "-c", BARE.format(side=INDEX_SIZE)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        assert child.stdin is not None  # noqa: S101
+        child.stdin.write("\n".join(paths[k::processes]))
+        child.stdin.close()
+        started.append(child)
+    if any(child.wait() for child in started):
+        raise RuntimeError("the bare loop failed")
+    return time.monotonic() - begun
+
+
+def index(site: Path) -> float:
+    """Run ``fedcxr-site index``; returns seconds."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-m", "client.cli", "index", str(site)], check=True, capture_output=True)
+    return time.monotonic() - begun
+
+
+def main() -> None:
+    """Print the ratios of each turn, their median and their range."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=512, help="side of the PNGs in pixels")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        site = make_site(Path(folder) / "site", "bench", options.studies, 0, options.size, workers=2)
+        with (site.parent / "studies.csv").open(newline="", encoding="utf-8-sig") as table:
+            paths = [str(site.parent / row["path"]) for row in csv.DictReader(table)]
+        bare_loop(paths)
+        first, second = [], []
+        for turn in range(options.turns):
+            for left in ("cache", "state"):
+                shutil.rmtree(site.parent / left, ignore_errors=True)
+            bare, new, again = bare_loop(paths), index(site), index(site)
+            first.append(new / bare)
+            second.append(again / new)
+            sys.stdout.write(
+                f"turn {turn + 1}: index / bare loop {first[-1]:.2f}, second / first {second[-1]:.3f}\n"
+            )
+    for name, ratios in (("index / bare loop", first), ("second run / first run", second)):
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        sys.stdout.write(f"{name}: median {statistics.median(ratios):.3f} ({spread})\n")
+
+
+if __name__ == "__main__":
+    main()
