@@ -47,17 +47,20 @@ def index(
 
         from client.data.index import index_site, write_index
         from client.index_page import write_page
-        from client.index_summary import print_summary, summarise
-        from client.questions import describe_site, suggest_text
+        from client.index_summary import summarise
+        from client.index_words import render
         from client.site import load_site
 
         console = Console()
         file = place if not place.is_dir() else place / "site.toml"
         if place.is_dir() and not file.is_file():
+            from client.questions import describe_site
+
             describe_site(place, console, take_guesses=yes or not sys.stdin.isatty())
         site = load_site(file)
         if suggest:
             from client.data.source import read_source
+            from client.questions import suggest_text
 
             typer.echo(suggest_text(read_source(site)))
             return
@@ -66,7 +69,7 @@ def index(
         folder = site.data.state / "index"
         write_index(table, folder)
         page = write_page(table, pictures, site.name, folder)
-        print_summary(summarise(table, site.name), console)
+        console.print(render(summarise(table, site.name)))
         typer.echo(f"Index: {(folder / 'index.parquet').resolve()}\nTo look at: {page.resolve()}")
 
 
@@ -77,7 +80,7 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 
     bar = Progress(
         TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
+        console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with bar:
         task = bar.add_task("", visible=False)

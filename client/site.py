@@ -208,7 +208,8 @@ class SiteConfig(_Part):
     labels: dict[str, LabelSource] = Field(default_factory=dict)
     """Finding -> where its labels are."""
     uncertainty: dict[str, Uncertainty] = Field(default_factory=dict)
-    """Finding -> what -1 means: ignore, ones or zeros; or "chexpert-5" for that paper's. No default."""
+    """Finding -> what -1 means: ignore, ones or zeros; or "chexpert-5": as in that paper, and
+    ignore for what it does not cover. There is no default."""
     clinical: dict[str, str] = Field(default_factory=dict)
     """Clinical variable -> column; age and male are read from columns.age and columns.sex."""
     text: TextConfig = TextConfig()
@@ -219,7 +220,7 @@ class SiteConfig(_Part):
     @classmethod
     def _in_the_vocabulary(cls, value: object) -> object:
         if value == "chexpert-5":
-            return dict(CHEXPERT_5)
+            return dict.fromkeys(FINDINGS, "ignore") | CHEXPERT_5
         return _renamed(value, canonical) if isinstance(value, Mapping) else value
 
     @field_validator("clinical", mode="before")

@@ -23,21 +23,40 @@ LABEL, CLINICAL = "label.", "clinical."
 """What the names of the label and clinical columns begin with."""
 
 
+class Pictures:
+    """The kept pictures by row of the index, read when asked for; black where there is none."""
+
+    def __init__(self, assessed: Assessed) -> None:
+        self._pixels = assessed.cache.pixels
+        self._place = np.full(len(assessed.table), -1, dtype=np.int64)
+        self._place[assessed.cached] = np.arange(len(assessed.cached))
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return ``[len(rows), size, size]``."""
+        places = self._place[rows]
+        pictures = np.zeros((len(places), *self._pixels.shape[1:]), dtype=np.uint8)
+        pictures[places >= 0] = self._pixels[places[places >= 0]]
+        return pictures
+
+
 def index_site(
     site: SiteConfig, progress: Progress | None = None, size: int = INDEX_SIZE
-) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+) -> tuple[pd.DataFrame, Pictures]:
     """Index a site; returns the index and the pictures, row by row.
 
     The index has a row for each image the site's table or folder names: ``path``, ``patient``,
     ``study``, ``view``, ``sex``, ``age`` (years), ``scanner``, ``split`` ('' if not used), ``code``
     ('' if used, else of `client.data.reasons`), ``sha256``, ``phash``, then ``label.FINDING`` (1, 0,
-    empty) and ``clinical.VARIABLE``. Pictures are ``[rows, size, size]``, black where none was read.
+    empty) and ``clinical.VARIABLE``.
 
     Raises:
         DataError: as `assess_site`.
     """
     assessed = assess_site(site, None, None, size, progress=progress)
-    return _frame(assessed), _pictures(assessed)
+    return _frame(assessed), Pictures(assessed)
 
 
 def write_index(index: pd.DataFrame, folder: Path) -> Path:
@@ -63,12 +82,3 @@ def _frame(assessed: Assessed) -> pd.DataFrame:
     columns |= {f"{LABEL}{name}": table.labels[:, j] for j, name in enumerate(table.findings)}
     columns |= {f"{CLINICAL}{name}": table.clinical[:, j] for j, name in enumerate(table.variables)}
     return pd.DataFrame(columns)
-
-
-def _pictures(assessed: Assessed) -> NDArray[np.uint8]:
-    pixels, cached = assessed.cache.pixels, assessed.cached
-    if len(cached) == len(assessed.table):
-        return pixels
-    pictures = np.zeros((len(assessed.table), *pixels.shape[1:]), dtype=np.uint8)
-    pictures[cached] = pixels
-    return pictures

@@ -185,7 +185,8 @@ class _Store:
         workers = shared_workers()
         paths = (self.root / now[i].path for i in todo)
         done: list[int] = []
-        with self._writing(self.pixel_file(number)) as target, self._writing(self.row_file(number)) as journal:
+        pixel_file, row_file = self.pixel_file(number), self.row_file(number)
+        with self._writing(pixel_file) as target, self._writing(row_file) as journal:
             os.lseek(journal, 0, os.SEEK_END)
             results = workers.read(paths, self.size, self.fit, self.burned_in)
             for count, (i, (facts, pixels)) in enumerate(zip(todo, results, strict=True), 1):

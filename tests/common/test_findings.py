@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import LabelError
-from common.findings import FINDINGS, SYNONYMS, canonical, label_matrix, suggest
+from common.findings import CHEXPERT_5, FINDINGS, SYNONYMS, canonical, label_matrix, suggest
 
 spellings = st.sampled_from([(n, o) for n in FINDINGS for o in (n, *SYNONYMS[n])])
 separators = st.sampled_from([" ", "_", "-", "  "])
@@ -27,7 +27,10 @@ def test_no_name_stands_for_two_findings():
 
 
 def test_what_lies_within_another_finding_is_not_the_same():
-    assert len({canonical(n) for n in ("nodule", "mass", "lung lesion", "lung opacity")}) == 4
+    parts = ("nodule", "mass", "Nodule/Mass", "lung lesion", "lung opacity")
+    assert len({canonical(n) for n in parts}) == len(parts)
+    assert len({canonical(n) for n in ("granuloma", "calcified granuloma", "tuberculosis")}) == 3
+    assert len({canonical(n) for n in ("emphysema", "COPD", "ILD", "pulmonary fibrosis")}) == 4
 
 
 @pytest.mark.parametrize("name", ["No Finding", "no_finding", "NORMAL", "No  findings"])
@@ -73,6 +76,14 @@ def test_uncertain_without_a_policy_is_refused_with_the_line_to_write():
     with pytest.raises(LabelError, match="2 uncertain") as caught:
         label_matrix({"edema": np.array([-1.0, 0, -1])}, ["edema"], {"mass": "ones"}, 3)
     assert caught.value.fix.startswith("set uncertainty.edema =")
+
+
+def test_the_policy_of_the_five_chexpert_findings():
+    columns = {finding: np.array([-1.0, 1, 0, np.nan]) for finding in CHEXPERT_5}
+    labels = label_matrix(columns, list(CHEXPERT_5), CHEXPERT_5, 4)
+    uncertain = dict(zip(CHEXPERT_5, labels[0].tolist(), strict=True))
+    assert uncertain == {"atelectasis": 1, "edema": 1, "effusion": 1, "cardiomegaly": 0, "consolidation": 0}
+    assert (labels[1] == 1).all() and (labels[2] == 0).all() and np.isnan(labels[3]).all()
 
 
 @pytest.mark.parametrize("value", [2.0, 0.5, -2.0, np.inf])

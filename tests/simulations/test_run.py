@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from client import app as client_app
 from client.data.dataset import load_site_data
@@ -22,6 +24,7 @@ from client.local import train_local
 from client.prefix_cache import StudyInputs
 from client.site import load_site
 from common.adapter import AdapterState
+from common.config import DataConfig
 from common.model.build import build_model
 from server.ledger import Ledger
 from server.report_schema import Report
@@ -281,6 +284,29 @@ def test_the_run_folder_holds_what_it_promises(run_tiny: Run, tmp_path: Path) ->
     assert report.thumbnail_baseline is not None and set(report.thumbnail_baseline) == set(local.sites)
     assert "cardiomegaly" not in report.sites["south"].findings
     assert local.sites["south"].findings["cardiomegaly"].auroc is None
+
+
+def test_clinical_variables_and_draws(run_tiny: Run, final_adapter: Final, tmp_path: Path) -> None:
+    from client.data.assess import assess_site
+
+    out = tmp_path / "run"
+    data = {"clinical": ["age", "male"], "fraction": 0.5}
+    report = run_tiny(out, arms=["local", "federated", "pooled"], data=data, evaluate={"local": True})
+    assert final_adapter(out).tensors["clinical.weight"].abs().sum() > 0
+    beside = load_file(out / "release" / "clinical.safetensors")["clinical.weight"]
+    assert beside.shape == (3, 4)
+    whole = Ledger(out / "ledger.sqlite").sites()
+    drawn = {}
+    for name in report.sites:
+        sites = out / "sites" / name / "site.toml"
+        everything = load_site_data(load_site(sites), DataConfig(findings=("edema",), image_size=32))
+        drawn[name] = whole[name]["train-studies"]
+        assert 0 < drawn[name] < len(everything.split["train"])
+        assert whole[name]["test-studies"] == len(everything.split["test"])
+    pooled = assess_site(load_site(out / "pooled" / "site" / "site.toml"), None, None, 32)
+    assert int((pooled.split == "train").sum()) == sum(drawn.values())
+    assert pooled.table.variables == ("age", "male")
+    assert not np.isnan(pooled.table.clinical).any()
 
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "quantity", "column"])

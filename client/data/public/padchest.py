@@ -88,6 +88,7 @@ _NEEDED = (
     "Projection", "MethodLabel", "Labels",
 )  # fmt: skip
 _LIST = re.compile(r"\[(?:'[^'\\]*'(?:, '[^'\\]*')*)?\]")
+_YEAR = re.compile(r"[0-9]{4}")
 _TERM = re.compile(r"'([^']*)'")
 
 
@@ -122,12 +123,14 @@ def _paths(root: Path, folder: Text, image: Text) -> Text:
 
 def _ages(birth: Text, date: Text) -> Text:
     """Return the age in the year of the study; only the year of birth is published."""
-    years = (born.removesuffix(".0") for born in birth.tolist())
-    taken = (day[:4] for day in date.tolist())
-    return text(
-        str(int(year) - int(born)) if born.isdigit() and year.isdigit() and int(year) >= int(born) else ""
-        for born, year in zip(years, taken, strict=True)
-    )
+    pairs = zip(birth.tolist(), date.tolist(), strict=True)
+    return text(_age(born.removesuffix(".0"), day[:4]) for born, day in pairs)
+
+
+def _age(born: str, year: str) -> str:
+    if not (_YEAR.fullmatch(born) and _YEAR.fullmatch(year)) or year < born:
+        return ""
+    return str(int(year) - int(born))
 
 
 def terms_of(cell: str) -> frozenset[str] | None:

@@ -31,18 +31,26 @@ def table_of(root: Path, layout: str, *names: str) -> Path:
     """
     if found := optional_table(root, *names):
         return found
-    there = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-    raise TableError(
-        f"the {layout} layout needs {' or '.join(names)} (or .gz) in data.root",
-        found=listing(dict.fromkeys(there)) if there else "an empty or missing folder",
-        fix=f"set data.root to the folder the {layout} set was unpacked in; see docs/public-sets.md",
-    )
+    raise not_there(root, layout, f"{' or '.join(names)} (or .gz)")
 
 
 def optional_table(root: Path, *names: str) -> Path | None:
     """Return the first of these tables that lies in the folder, packed (.gz) or not, or None."""
     tried = (root / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
     return next((path for path in tried if path.is_file()), None)
+
+
+def not_there(root: Path, layout: str, needed: str) -> TableError:
+    """Say what a layout needs and what lies in the folder instead."""
+    try:
+        there = sorted(path.name for path in root.iterdir())
+    except OSError:
+        there = []
+    return TableError(
+        f"the {layout} layout needs {needed} in data.root",
+        found=listing(dict.fromkeys(there)) or "an empty or missing folder",
+        fix=f"set data.root to the folder the {layout} set was unpacked in; see docs/public-sets.md",
+    )
 
 
 def shipped(root: Path, name: str) -> Path | None:
