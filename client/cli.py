@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.text import commands
 from common.console import exit_codes, fail_clearly
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def index(
         page = write_page(table, pictures, site.name, folder)
         console.print(render(summarise(table, site.name)))
         typer.echo(f"Index: {(folder / 'index.parquet').resolve()}\nTo look at: {page.resolve()}")
+
+
+app.command("redact")(commands.redact)
+app.command("leak-probe")(commands.leak_probe)
 
 
 @contextmanager

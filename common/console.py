@@ -27,7 +27,7 @@ EXIT_CODES = {
     ModelError.exit_code: "model, weights or PET targets do not fit",
     UpdateError.exit_code: "an update was not admissible",
     RunError.exit_code: "the federation could not go on, committed rounds are kept",
-    130: "interrupted, add --resume to go on",
+    130: "interrupted, what was done is kept",
 }
 
 
@@ -49,7 +49,7 @@ def fail_clearly(as_json: bool = False) -> Iterator[None]:
             sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is committed is kept, add --resume to go on\n")
+        sys.stderr.write("interrupted; what was done is kept: run it again to go on (a run with --resume)\n")
         raise SystemExit(130) from None
     except Exception as error:  # noqa: BLE001  (no traceback reaches a user)
         descriptor, file = tempfile.mkstemp(prefix="fedcxr-fault-", suffix=".log")

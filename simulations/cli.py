@@ -149,14 +149,20 @@ def make_site_command(
     scanner: Annotated[str, typer.Option(help="Scanner preset.")] = "reference",
     findings: Annotated[str, typer.Option(help="Comma list annotated here; empty: all.")] = "",
     format: Annotated[str, typer.Option("--format", help="png or dicom.")] = "png",
+    spoil: Annotated[
+        bool, typer.Option("--spoil", help="Add bad input of every kind; spoiled.csv tells the code of each.")
+    ] = False,
 ) -> None:
     """Write a site of procedural radiographs as files: images, studies.csv and site.toml."""
     with fail_clearly():
         from simulations.make_site import make_site
 
         wanted = tuple(f.strip() for f in findings.split(",") if f.strip()) or None
-        file = make_site(directory, name, studies, seed, size, scanner, wanted, format)
+        file = make_site(directory, name, studies, seed, size, scanner, wanted, format, spoil=spoil)
         typer.echo(f"{studies} studies written; the site's description is {file}")
+        if spoil:
+            typer.echo(f"Spoiled studies and their codes: {directory / 'spoiled.csv'}")
+            typer.echo(f"Sites that cannot be used: {directory / 'broken' / 'expected.csv'}")
 
 
 if __name__ == "__main__":

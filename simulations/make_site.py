@@ -9,6 +9,7 @@ from typing import Literal, cast
 from common.errors import ConfigError
 from simulations.phantom.cases import FINDINGS, Population
 from simulations.phantom.site import check_findings, find_scanner, write_site
+from simulations.phantom.spoil import LEAST_SIDE, LEAST_SOUND, spoil_site
 
 
 def make_site(
@@ -26,11 +27,12 @@ def make_site(
     missing_labels: float = 0.0,
     uncertain: float = 0.0,
     workers: int = 1,
+    spoil: bool = False,
 ) -> Path:
     """Write a site into ``directory`` and return the path of its ``site.toml``.
 
     ``findings`` are those the site annotates (default: all); ``prevalence`` sets one share for
-    every finding.
+    every finding. ``spoil`` adds studies with everything that can be wrong with one.
 
     Raises:
         ConfigError: if an argument is unknown or out of range, or the directory already holds
@@ -53,9 +55,15 @@ def make_site(
         raise ConfigError(
             "the directory is not empty and not a site", found=str(directory), fix="name a new one"
         )
+    if spoil and (studies < LEAST_SOUND or size < LEAST_SIDE or findings is not None):
+        raise ConfigError(
+            f"--spoil needs at least {LEAST_SOUND} studies of {LEAST_SIDE} pixels, and every finding",
+            found=f"{studies} studies of {size} pixels" + ("" if findings is None else ", --findings"),
+            fix=f"--studies {LEAST_SOUND} --size {LEAST_SIDE}, and leave --findings out",
+        )
     owned = check_findings(tuple(findings)) if findings is not None else FINDINGS
     population = Population() if prevalence is None else Population(dict.fromkeys(FINDINGS, prevalence))
-    return write_site(
+    site = write_site(
         directory,
         name=name,
         n=studies,
@@ -70,3 +78,4 @@ def make_site(
         uncertain=uncertain,
         workers=workers,
     )
+    return spoil_site(directory, seed=seed, size=size) if spoil else site

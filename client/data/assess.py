@@ -14,7 +14,7 @@ from client.data.columns import Text, years
 from client.data.duplicates import find_duplicates
 from client.data.pixel_cache import PixelCache, Progress
 from client.data.reasons import CAUSES
-from client.data.split import split_by_patient
+from client.data.split import check_split, split_by_patient
 from client.data.table import StudyTable, is_view, read_studies
 from client.data.transforms import Fit
 from client.site import SiteConfig
@@ -75,6 +75,8 @@ def assess_site(
     code = table.code.copy()
     code[cached] = cache.reasons
     read = cached[cache.ok]
+    code[read[table.patient[read] == ""]] = "no-patient"
+    read = read[table.patient[read] != ""]
     if data.views:
         seen, wanted = table.view[read] != "", is_view(table.view[read], data.views)
         code[read[~seen]] = "unknown-view"
@@ -105,7 +107,7 @@ class _Rows:
 def _with_facts(table: StudyTable, cached: NDArray[np.int64], cache: PixelCache) -> StudyTable:
     """Fill what the table leaves empty from the files' headers."""
     filled = {}
-    for name in ("study", "view", "sex"):
+    for name in ("patient", "study", "view", "sex"):
         own = getattr(table, name)
         told = np.array([getattr(fact, name) for fact in cache.facts], dtype=np.str_)
         width = max(own.dtype.itemsize, told.dtype.itemsize) // 4
@@ -123,9 +125,10 @@ def _splits(table: StudyTable, code: Text, site: SiteConfig) -> Text:
     split = np.full(len(table), "", dtype="U10")
     if table.split is not None:
         split[usable] = table.split[usable]
+        check_split(table.patient[usable], split[usable])
         return split
     # An unreadable image, or a picture used once already, keeps its patient's place in the split.
-    drawn = (table.code == "") & ~np.isin(code, ["view", "unknown-view"])
+    drawn = (table.code == "") & (table.patient != "") & ~np.isin(code, ["view", "unknown-view"])
     if drawn.any():
         split[drawn] = split_by_patient(
             table.patient[drawn], site.data.split, site.data.split_seed, table.strata[drawn]

@@ -10,6 +10,8 @@ _SIZ = b"\xff\x4f\xff\x51"
 """Start of a JPEG 2000 codestream and its first segment (ISO 15444-1 A.4, A.5.1)."""
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """Start of frame, lossy and lossless (ISO 10918-1 B.1.1.3), and JPEG-LS (ISO 14495-1 C.1.1)."""
+END = b"\xff\xd9"
+"""End of image, and of codestream."""
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a segment."""
 

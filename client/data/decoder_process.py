@@ -82,18 +82,31 @@ class Worker:
         self.connection, theirs = socket.socketpair()
         self._buffer = bytearray()
         arguments = [str(theirs.fileno()), str(limits.memory), str(limits.seconds), str(_ROOT)]
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", "-c", main, *arguments, *map(os.path.abspath, sys.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # C libraries print what they find in a file
-                pass_fds=[theirs.fileno()],
-                env={key: os.environ[key] for key in _KEPT if key in os.environ}
-                | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-                cwd="/",
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        "-B",
+                        "-c",
+                        main,
+                        *arguments,
+                        *map(os.path.abspath, sys.path),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,  # C libraries print what they find in a file
+                    pass_fds=[theirs.fileno()],
+                    env={key: os.environ[key] for key in _KEPT if key in os.environ}
+                    | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                    cwd="/",
+                    start_new_session=True,
+                )
+        except OSError:
+            self.connection.close()
+            raise
         self.connection.setblocking(False)
 
     @property
@@ -118,7 +131,7 @@ class Worker:
             BrokenReply: if there will be no more, or this one is not sound.
         """
         try:
-            data = self.connection.recv(1 << 20)
+            data = self.connection.recv(1 << 18)
         except BlockingIOError:
             return
         except OSError:
@@ -138,8 +151,8 @@ class Worker:
                 raise BrokenReply
             if len(self._buffer) < end:
                 return
-            facts = check_facts(bytes(self._buffer[LENGTH.size : end]))
             request = self.queue[0]
+            facts = check_head(bytes(self._buffer[LENGTH.size : end]), request.index)
             last = end + (0 if facts.reason else request.pixels)
             if len(self._buffer) < last:
                 return
@@ -153,7 +166,6 @@ class Worker:
 
     def kill(self) -> int | None:
         """End the process; returns what it died of, None if it cannot die yet (a dead network disk)."""
-        self.connection.close()
         self.process.kill()
         try:
             return self.process.wait(timeout=5)
@@ -161,17 +173,17 @@ class Worker:
             return None
 
 
-def check_facts(head: bytes) -> Facts:
-    """Return the facts of a reply.
+def check_head(head: bytes, index: int) -> Facts:
+    """Return the facts of a reply to this request.
 
     Raises:
-        BrokenReply: if they are not what `Facts` says.
+        BrokenReply: if it answers another, or the facts are not what `Facts` says.
     """
     try:
-        found = json.loads(head.decode("ascii"))
-    except (ValueError, RecursionError):
+        answered, *found = json.loads(head.decode("ascii"))
+    except (ValueError, TypeError, RecursionError):
         raise BrokenReply from None
-    if not isinstance(found, list) or len(found) != len(Facts._fields):
+    if answered != index or len(found) != len(Facts._fields):
         raise BrokenReply
     if not all(isinstance(text, str) and len(text) <= 64 and text.isprintable() for text in found):
         raise BrokenReply

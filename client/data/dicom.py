@@ -21,6 +21,7 @@ from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
@@ -29,7 +30,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from client.data.codestream import jpeg_2000_frame, jpeg_frame
+from client.data.codestream import END, jpeg_2000_frame, jpeg_frame
 from client.data.dicom_header import text, value
 from client.data.reasons import MAX_PIXELS, RefusedImage
 
@@ -44,8 +45,10 @@ RADIOGRAPHS = (ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresen
 """PS3.4 B.5. Not Digital X-Ray For Processing: raw detector values, not meant to be looked at."""
 
 
+_LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _PLUGINS = {
     **dict.fromkeys(JPEGTransferSyntaxes, "gdcm"),
+    **dict.fromkeys(_LOSSY_JPEG, "pillow"),  # the better tried of the two
     **dict.fromkeys(JPEGLSTransferSyntaxes, "gdcm"),
     **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
     RLELossless: "pylibjpeg",
@@ -128,12 +131,14 @@ def decode(dataset: Dataset) -> NDArray[np.generic]:
         decoder = None
     if decoder is None or not decoder.is_available:
         raise RefusedImage("unsupported-syntax", "no decoder for this transfer syntax is installed")
+    plugin = _PLUGINS.get(syntax, "")
     if syntax.is_compressed:
+        bits = _check_codestream(dataset, syntax)
         # Encoders may count more bits than the header does; then they are used.
-        dataset.BitsStored = max(dataset.BitsStored, _check_codestream(dataset, syntax))
-        if syntax == JPEGExtended12Bit and dataset.BitsStored > 8:
+        dataset.BitsStored = max(dataset.BitsStored, bits)
+        if syntax == JPEGExtended12Bit and bits > 8:
             # pydicom has GDCM refuse 12-bit JPEG, which GDCM decodes: it goes by the codestream.
-            decoder = get_decoder(JPEGLosslessSV1)
+            decoder, plugin = get_decoder(JPEGLosslessSV1), "gdcm"
     elif len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
         raise RefusedImage("truncated", "the pixel data is shorter than rows x columns")
     # From the bytes, not the data set, whose transfer syntax need not be the decoder's.
@@ -151,7 +156,6 @@ def decode(dataset: Dataset) -> NDArray[np.generic]:
         "correct_unused_bits": False,  # `present` does, after telling padding by the whole value
         **({} if syntax.is_compressed else {"view_only": True}),
     }
-    plugin = _PLUGINS.get(syntax, "")
     pixels, _ = decoder.as_array(dataset.PixelData, index=0, raw=True, decoding_plugin=plugin, **options)
     return pixels
 
@@ -172,6 +176,12 @@ def _check_codestream(dataset: Dataset, syntax: UID) -> int:
         raise RefusedImage("decode", "the pixel data does not begin as its transfer syntax does")
     if frame[:3] != (dataset.Rows, dataset.Columns, 1):
         raise RefusedImage("dimensions", "the pixels are not rows x columns of one sample")
+    # Decoders fill up what is missing. Fragments are padded to an even length (PS3.5 A.4), with either.
+    if not data.rstrip(b"\0\xff").endswith(END):
+        raise RefusedImage("truncated", "the pixels end before their end marker")
+    # GDCM writes, and reads again as something else, lossy JPEG of 16 bits, which there is not.
+    if frame.bits > (12 if syntax in _LOSSY_JPEG else dataset.BitsAllocated):
+        raise RefusedImage("decode", "the pixels have more bits than their place")
     return frame.bits
 
 
@@ -185,20 +195,20 @@ def present(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.float32
     codes = stored.view(f"u{stored.itemsize}")
     values = np.arange(2 ** (8 * stored.itemsize), dtype=codes.dtype).view(stored.dtype)
     padding = padded(dataset, values)
-    values = apply_modality_lut(_used_bits(values, dataset), dataset)  # PS3.3 C.11.1
+    values = apply_modality_lut(_used_bits(values, dataset), dataset).astype(np.float32)  # PS3.3 C.11.1
+    if not np.isfinite(values).all():
+        raise RefusedImage("decode", "the rescale leads to no number")
     if dataset.get("VOILUTSequence"):
         shown = _voi_lut(values, dataset)
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         shown = window(
-            values.astype(np.float32),
+            values,
             _first(dataset.WindowCenter),
             _first(dataset.WindowWidth),
             str(dataset.get("VOILUTFunction", "") or "LINEAR").upper(),
         )
     else:
-        shown = _span(values.astype(np.float32), _occurring(codes) & ~padding)
-    if not np.isfinite(shown).all():
-        raise RefusedImage("decode", "the header maps pixels to no number")
+        shown = _span(values, _occurring(codes) & ~padding)
     # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows the smallest value white. Presentation LUT Shape INVERSE
     # says the same again (PS3.3 C.8.11.3.1.2) and must not invert a second time.
     if dataset.PhotometricInterpretation == "MONOCHROME1":

@@ -99,7 +99,7 @@ def read_studies(
         path=_plain(path[rows]),
         patient=patient[rows],
         study=_optional(columns, names, "study", name)[rows],
-        view=_optional(columns, names, "view", name)[rows],
+        view=np.char.upper(_optional(columns, names, "view", name)[rows]),
         age=age,
         sex=sex,
         labels=_select(strata.values, annotated, wanted),
@@ -114,8 +114,8 @@ def read_studies(
     if names.split in columns or "split" in names.model_fields_set:
         split = column(columns, names.split, "columns.split", name)
         named = _splits(split[rows], rows + 1)
-        usable = table.code == ""
-        check_split(table.patient[usable], named[usable])
+        known = (table.code == "") & (table.patient != "")
+        check_split(table.patient[known], named[known])
         table = replace(table, split=named)
     _log.info("%s: %d of %d rows usable", name, int((table.code == "").sum()), len(table))
     return table
@@ -154,8 +154,7 @@ def _kept(
         keep, removed[key] = _narrow(keep, told)
     if site.data.views:
         view = _optional(columns, site.columns, "view", name)
-        dicom = np.array([PurePosixPath(file).suffix.lower() in _MAYBE_DICOM for file in path[keep]])
-        if not (view != "").any() and not dicom.all():
+        if not (view != "").any() and not _maybe_dicom(path[keep]).all():
             raise TableError(
                 f"{name} does not say which images are {' or '.join(site.data.views)}",
                 fix='set columns.view, or data.views = "any" if every image may be used',
@@ -167,6 +166,10 @@ def _kept(
             fix="widen [filter] in site.toml",
         )
     return np.flatnonzero(keep), removed
+
+
+def _maybe_dicom(path: Text) -> NDArray[np.bool_]:
+    return np.array([PurePosixPath(file).suffix.lower() in _MAYBE_DICOM for file in path], dtype=bool)
 
 
 def _narrow(keep: NDArray[np.bool_], told: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
@@ -201,7 +204,8 @@ def _codes(
     code = np.full(len(table), "", dtype="U20")
     root = site.data.root.resolve()
     code[[not _inside(root, str(path)) for path in table.path]] = "path"
-    _mark(code, table.patient == "", "no-patient")
+    # A DICOM file may say itself whose it is, and which view.
+    _mark(code, (table.patient == "") & ~_maybe_dicom(table.path), "no-patient")
     _mark(code, conflicts, "conflict")
     _mark(code, odd, "label-value")
     usable = np.flatnonzero(code == "")
@@ -212,7 +216,6 @@ def _codes(
         if len(same) > 1:
             code[same] = same_image(table.patient[same], table.strata[same])
     if site.data.views:
-        # Whether an image without a view in the table is wanted, the file itself may tell.
         _mark(code, ~is_view(table.view, site.data.views) & (table.view != ""), "view")
     return code
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Self
 from client.data.decoder_process import MAIN, BrokenReply, Limits, Request, Result, Worker
 from client.data.facts import Facts
 from client.data.reasons import Reason
-from client.data.transforms import Fit
 from common.errors import DataError
 
 if TYPE_CHECKING:
     from client.data.dicom import BurnedIn
+    from client.data.transforms import Fit
 
 _log = logging.getLogger(__name__)
 
@@ -71,13 +71,22 @@ class Workers:
         finally:
             reading.end()
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes there are now."""
+        with self._lock:
+            return [worker.process.pid for worker in self._started]
+
     def close(self) -> None:
         """End all workers. They start again if asked again."""
         if self.owner == os.getpid():  # in a fork of ours they are not ours
             with self._lock:
-                started, self._started, self._idle = self._started, [], []
+                started, self._started = self._started, []
+                idle, self._idle = self._idle, []
             for worker in started:
                 worker.kill()
+            for worker in idle:
+                worker.connection.close()  # of the others whoever uses them does, and sees their end
 
     def take(self) -> Worker:
         """Return an idle worker, or a new one.
@@ -90,8 +99,7 @@ class Workers:
                 worker = self._idle.pop()
                 if worker.process.poll() is None:
                     return worker
-                self._started.remove(worker)
-                worker.kill()
+                self._drop(worker)
             try:
                 worker = Worker(self.limits, self._main)
             except OSError as error:
@@ -102,13 +110,10 @@ class Workers:
     def give(self, worker: Worker) -> None:
         """Keep a worker for the next call, unless it is busy or one too many."""
         with self._lock:
-            if worker not in self._started:
-                return
-            if not worker.queue and len(self._idle) < self.number:
+            if worker in self._started and not worker.queue and len(self._idle) < self.number:
                 self._idle.append(worker)
-                return
-            self._started.remove(worker)
-        worker.kill()
+            else:
+                self._drop(worker)
 
     def lose(self, worker: Worker) -> int | None:
         """End a worker that is of no more use; returns what it died of.
@@ -117,9 +122,16 @@ class Workers:
             DataError: if it is dead because of `close`.
         """
         with self._lock:
-            if worker not in self._started:
-                raise DataError("the decoding workers were closed while in use")
+            closed = worker not in self._started
+            died = self._drop(worker)
+        if closed:
+            raise DataError("the decoding workers were closed while in use")
+        return died
+
+    def _drop(self, worker: Worker) -> int | None:
+        if worker in self._started:
             self._started.remove(worker)
+        worker.connection.close()
         return worker.kill()
 
 
@@ -248,7 +260,7 @@ class _Reading:
 
 def _requests(paths: Iterable[Path], size: int, fit: Fit, burned_in: BurnedIn) -> Iterator[Request]:
     for i, path in enumerate(paths):
-        asked = {"path": str(path.absolute()), "size": size, "fit": fit, "burned_in": burned_in}
+        asked = {"index": i, "path": str(path.absolute()), "size": size, "fit": fit, "burned_in": burned_in}
         yield Request(i, json.dumps(asked).encode(), size * size)
 
 

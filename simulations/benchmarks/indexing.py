@@ -59,9 +59,12 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--size", type=int, default=512, help="side of the PNGs in pixels")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep the site here, or use the one that is here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        site = make_site(Path(folder) / "site", "bench", options.studies, 0, options.size, workers=2)
+    with tempfile.TemporaryDirectory() as temporary:
+        site = (options.folder or Path(temporary)) / "site" / "site.toml"
+        if not site.is_file():
+            make_site(site.parent, "bench", options.studies, 0, options.size, workers=2)
         with (site.parent / "studies.csv").open(newline="", encoding="utf-8-sig") as table:
             paths = [str(site.parent / row["path"]) for row in csv.DictReader(table)]
         bare_loop(paths)

@@ -152,13 +152,13 @@ def test_list_and_make_site(tmp_path: Path) -> None:
     assert "demo" in invoke("list").output and "real_sites" in invoke("list").output
     made = invoke("make-site", tmp_path / "site", "--studies", "12", "--size", "64", "--format", "dicom")
     assert made.exit_code == 0, made.output
-    checked = CliRunner().invoke(site_app, ["check", str(tmp_path / "site" / "site.toml")])
+    checked = CliRunner().invoke(site_app, ["index", str(tmp_path / "site" / "site.toml")])
     assert checked.exit_code == 0 and "train" in checked.output and "cardiomegaly" in checked.output
     complaint(invoke("make-site", tmp_path / "other", "--scanner", "refrence"), "E_CONFIG", 2)
 
 
 def test_a_site_that_is_not_there(tmp_path: Path) -> None:
-    result = CliRunner().invoke(site_app, ["check", str(tmp_path / "site.toml")])
+    result = CliRunner().invoke(site_app, ["index", str(tmp_path / "site.toml")])
     complaint(result, "E_CONFIG", 2)
     result = CliRunner().invoke(server_app, ["status", str(tmp_path)])
     complaint(result, "E_RUN", 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import struct
 import zlib
@@ -12,17 +14,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.data.image import decode
-from client.data.reasons import REASONS, RefusedImage
+from client.data.image import inspect, perceptual_hash
+from client.data.reasons import CAUSES, MAX_BYTES
+
+
+def decode(path: Path) -> np.ndarray:
+    facts, pixels = inspect(path)
+    assert facts.reason == ""
+    assert pixels is not None
+    return pixels
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(RefusedImage) as caught:
-        decode(path)
-    assert caught.value.reason in REASONS
-    assert path.name not in str(caught.value)
-    assert str(path.parent) not in str(caught.value)
-    return caught.value.reason
+    facts, pixels = inspect(path)
+    assert pixels is None
+    assert facts.reason in CAUSES
+    assert facts.phash == ""
+    return facts.reason
 
 
 def test_8_bits(tmp_path: Path, draw: Callable[..., np.ndarray]) -> None:
@@ -88,9 +96,11 @@ def test_missing_and_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("Doe^Jane, no acute findings")
     assert refusal(tmp_path / "notes.png") == "not-an-image"
     (tmp_path / "folder.png").mkdir()
-    assert refusal(tmp_path / "folder.png") == "not-an-image"
+    assert refusal(tmp_path / "folder.png") == "not-a-file"
     os.mkfifo(tmp_path / "pipe.png")
-    assert refusal(tmp_path / "pipe.png") == "not-an-image"
+    assert refusal(tmp_path / "pipe.png") == "not-a-file"
+    assert refusal(Path("/dev/zero")) == "not-a-file"
+    assert refusal(tmp_path / "a\0b.png") == "path"
     Image.new("L", (4, 4)).save(tmp_path / "x.gif")
     assert refusal(tmp_path / "x.gif") == "not-an-image"
 
@@ -140,3 +150,96 @@ def test_damage_within_the_data(tmp_path: Path) -> None:
     data[200:260] = b"\xff" * 60
     (tmp_path / "x.png").write_bytes(data)
     assert refusal(tmp_path / "x.png") in {"decode", "truncated"}
+
+
+def test_a_file_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    facts, _ = inspect(tmp_path / "x.png")
+    assert (facts.reason, facts.sha256) == ("too-large", "")
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "file.png").touch()
+    status = (tmp_path / "file.png").stat()
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: status)
+    assert refusal(tmp_path / "pipe.png") == "not-a-file"
+
+
+def test_the_bytes_are_hashed_also_of_a_refused_file(tmp_path: Path) -> None:
+    for content in (b"", b"notes", png_header(60_000, 60_000)):
+        (tmp_path / "x.png").write_bytes(content)
+        assert inspect(tmp_path / "x.png")[0].sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError, "memory"),
+        (RecursionError, "too-deep"),
+        (ValueError("Doe^Jane"), "decode"),
+        (type("PanicException", (BaseException,), {}), "decode"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], reason: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr("client.data.image.grey", fail)
+    assert refusal(tmp_path / "x.png") == reason
+
+
+def body(side: int = 640) -> Image.Image:
+    """Draw something with details of every size, as radiographs have."""
+    rng = np.random.default_rng(3)
+    height = side + 90
+    values = np.zeros((height, side))
+    for octave in range(1, 8):
+        noise = Image.fromarray(rng.normal(size=(2**octave, 2**octave)).astype(np.float32))
+        values += np.asarray(noise.resize((side, height), Image.Resampling.BICUBIC)) / 2**octave
+    return Image.fromarray(((values - values.min()) / np.ptp(values) * 255).astype(np.uint8))
+
+
+def distance(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+def test_the_perceptual_hash_outlives_scaling_and_saving(tmp_path: Path) -> None:
+    picture = body()
+    picture.save(tmp_path / "x.png")
+    picture.resize((400, 456)).save(tmp_path / "x.jpg", quality=90)
+    Image.fromarray(np.asarray(picture).astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    hashes = [inspect(tmp_path / name)[0].phash for name in ("x.png", "x.jpg", "deep.png")]
+    assert all(len(text) == 64 for text in hashes)
+    assert max(distance(hashes[0], other) for other in hashes[1:]) <= 12
+    mirrored = perceptual_hash(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert distance(hashes[0], mirrored) > 60
+
+
+def test_the_hash_of_a_reduced_picture_is_the_librarys_of_the_whole() -> None:
+    import imagehash
+
+    for side in (200, 640, 1500):
+        picture = body(side)
+        assert distance(perceptual_hash(picture), str(imagehash.phash(picture, hash_size=16))) <= 6
+
+
+def test_nothing_of_a_file_is_logged(
+    tmp_path: Path, planted: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    caplog.set_level(logging.DEBUG)
+    words = PngInfo()
+    words.add_text("PatientName", planted[0])
+    exif = Image.Exif()
+    exif[0x010E] = planted[1]
+    Image.new("L", (8, 8), 3).save(tmp_path / "x.png", pnginfo=words, exif=exif)
+    inspect(tmp_path / "x.png")
+    assert not any(text in caplog.text for text in planted)
