@@ -17,12 +17,14 @@ from client.data.columns import Text, read_columns
 from client.data.public import chexpert, padchest
 from client.guess_columns import LabelGuess
 from client.guess_files import MOST_ENTRIES, PICTURES, Tree, holds_dicom, locate, look, name_files
+from client.index_words import counted
 from client.site import Join
 from common.errors import ConfigError, TableError
 from common.findings import suggest
 
 _TABLES = (".csv", ".csv.gz", ".parquet", ".pq")
 _SPREADSHEETS = {".xlsx", ".xls", ".ods"}
+_OURS = "index/index.parquet"
 _HEAD = 200
 _MOST_TABLES = 20
 
@@ -98,7 +100,9 @@ def guess_site(folder: Path) -> Guess:
     if not tree.whole:
         remarks.append(f"only the first {MOST_ENTRIES:,} files were looked at")
     if sheets := [file for file in tree.files if PurePosixPath(file).suffix.lower() in _SPREADSHEETS]:
-        remarks.append(f"{len(sheets)} spreadsheets are not read: save the table as CSV UTF-8 with commas")
+        remarks.append(
+            f"{counted(len(sheets), 'spreadsheet')} not read: save the table as CSV UTF-8 with commas"
+        )
     dicom = holds_dicom(folder, tree)
     guess = Guess(folder, tree, _site_name(folder), "folder", (), dicom=dicom)
     heads, refused = _heads(folder, tree)
@@ -129,10 +133,10 @@ def with_table(guess: Guess, table: str) -> Guess:
     path, root, share = locate(guess.folder, guess.tree, columns)
     others = {name: cells for name, cells in columns.items() if name != path}
     found, remarks = guess_columns.roles(others)
-    labels, of_labels = guess_columns.labels({k: v for k, v in others.items() if k not in found.values()})
-    clinical, of_clinical = guess_columns.clinical(
-        {k: v for k, v in others.items() if k not in found.values()}
-    )
+    rest = {name: cells for name, cells in others.items() if name not in found.values()}
+    labels, of_labels = guess_columns.labels(rest)
+    clinical, of_clinical = guess_columns.clinical(rest)
+    before = guess
     guess = replace(
         guess,
         layout="table",
@@ -143,7 +147,7 @@ def with_table(guess: Guess, table: str) -> Guess:
         clinical=clinical,
         remarks=(*guess.remarks, *remarks, *of_labels, *of_clinical),
     )
-    if path and share > 0:
+    if path and share > 0 and not (share < 0.5 and name_files(guess.tree, columns[path])):
         found = {"path": path} | {role: name for role, name in found.items() if role != "instance"}
         if "study" not in found and "accession" in found:
             found["study"] = found["accession"]
@@ -154,7 +158,11 @@ def with_table(guess: Guess, table: str) -> Guess:
             why = f"{_percent(1 - share)} of the files that {path!r} names are not there"
             guess = replace(guess, remarks=(*guess.remarks, why))
         return replace(guess, root=root, located=True, columns=found)
-    return _joined(guess, columns, found, path)
+    guess = _joined(guess, columns, found, path)
+    if guess.dicom and guess.layout == "table" and not path:
+        why = f"{table} names neither image files nor studies, accession numbers or patients: not used"
+        return replace(before, layout="folder", remarks=(*before.remarks, why))
+    return guess
 
 
 def as_layout(guess: Guess, layout: str) -> Guess:
@@ -179,7 +187,7 @@ def _heads(folder: Path, tree: Tree) -> tuple[dict[str, dict[str, Text]], list[s
     """Read the first rows of every table; also say which could not be read and why."""
     heads: dict[str, dict[str, Text]] = {}
     refused = []
-    names = [file for file in tree.files if file.lower().endswith(_TABLES)]
+    names = [file for file in tree.files if file.lower().endswith(_TABLES) and not file.endswith(_OURS)]
     for name in sorted(names, key=lambda file: (file.count("/"), file))[:_MOST_TABLES]:
         try:
             head = _head(folder / name)

@@ -121,7 +121,7 @@ def _layout(guess: Guess, form: _Form) -> Guess:
             table = form.choose(
                 f"Table{' of labels, - for none' if layout == 'folder' else ''} ({_listing(choices)}):",
                 choices,
-                guess.table or choices[0],
+                guess.table or ("" if layout == "folder" else choices[0]),
                 none=layout == "folder",
             )
             guess = _of_table(guess, table, form)
@@ -166,15 +166,20 @@ def patient_needed(layout: str, guess: Guess) -> bool:
 def _columns(guess: Guess, form: _Form) -> Guess:
     """Ask which column is which; what was guessed of the optional ones is confirmed in one go."""
     if not guess.table:
+        if patient_needed(guess.layout, guess):
+            raise ConfigError(
+                "pictures do not tell whose they are", fix="add a table that names file and patient"
+            )
         return guess
     columns = dict(guess.columns)
     form.tell(f"Columns of {guess.table}: {_listing(guess.headers)}.")
     if guess.layout == "table":
         columns["path"] = form.choose("Column of the image files:", guess.headers, columns.get("path", ""))
-    elif guess.join != "patient":
-        columns[guess.join] = form.choose(
-            f"Column of the {guess.join}:", guess.headers, columns.get(guess.join, "")
-        )
+    else:
+        columns.pop("path", None)
+        if guess.join != "patient":
+            known = columns.get(guess.join, "")
+            columns[guess.join] = form.choose(f"Column of the {guess.join}:", guess.headers, known)
     needed = patient_needed(guess.layout, guess)
     if needed or "patient" in columns or guess.join == "patient":
         form.tell("Patients are told apart by one column; the split is by patient. It never leaves the site.")

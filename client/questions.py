@@ -25,6 +25,8 @@ from common.findings import suggest
 if TYPE_CHECKING:
     from rich.console import Console
 
+_PATHS = {"path", "imagepath", "filepath", "filename", "imageindex", "imagefile", "file"}
+
 
 def describe_site(folder: Path, console: Console, take_guesses: bool = False) -> Path:
     """Ask about a folder of studies and write its ``site.toml``; returns the file.
@@ -45,7 +47,8 @@ def describe_site(folder: Path, console: Console, take_guesses: bool = False) ->
 
     def answer(question: str, guess: str) -> str:
         try:
-            return console.input(Text(plain(f"{question} [{guess}] " if guess else f"{question} ", 1000)))
+            shown = plain(f"{question} [{guess}]" if guess else question, 1000)
+            return console.input(Text(f"{shown} ", "bold"))
         except EOFError:
             raise ConfigError(
                 "the questions ended before their answers",
@@ -123,6 +126,8 @@ def suggest_text(columns: Iterable[str]) -> str:
         roles = guess_columns.by_name(names)
         labels = [LabelGuess(finding, name) for finding, name in suggest(names).items()]
         clinical = {k: v for k, v in suggest_variables(names).items() if k not in ("age", "male")}
+    if path := next((name for name in names if guess_columns.key(name) in _PATHS), ""):
+        roles = {"path": path} | {role: name for role, name in roles.items() if name != path}
     settled = [label for label in labels if label.settled]
     placed = {*roles.values(), *clinical.values(), *(label.column for label in settled)}
     parts = [column_lines(roles)] if roles else []

@@ -51,6 +51,10 @@ def fail_clearly(as_json: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was done is kept: run it again to go on (a run with --resume)\n")
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read the output, such as head, has seen enough; Python must not flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as error:  # noqa: BLE001  (no traceback reaches a user)
         descriptor, file = tempfile.mkstemp(prefix="fedcxr-fault-", suffix=".log")
         with os.fdopen(descriptor, "w") as stream:

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 
 from client.data.decoder_process import LENGTH
-from client.data.image import inspect
+from client.data.image import examine
 from client.data.transforms import standardise
 
 _IDLE = 5.0
@@ -46,11 +46,11 @@ def serve(handle: int, memory: int, seconds: float) -> None:
 
 def answer(index: int, path: str, size: int, fit: str, burned_in: str) -> bytes:
     """Inspect one file: index and facts in JSON, and ``size * size`` pixels unless they hold a reason."""
-    facts, values = inspect(Path(path), burned_in)  # type: ignore[arg-type]
+    facts, picture = examine(Path(path), burned_in)  # type: ignore[arg-type]
     pixels = b""
-    if values is not None:
+    if picture is not None:
         try:
-            pixels = standardise(values, size, fit).tobytes()  # type: ignore[arg-type]
+            pixels = standardise(picture, size, fit).tobytes()  # type: ignore[arg-type]
         except MemoryError:
             facts = facts._replace(reason="memory")
     head = json.dumps([index, *facts]).encode()

@@ -32,8 +32,10 @@ LENGTH = Struct(">I")
 
 _START = 120.0
 """Seconds a worker may take to import what it needs, on the busiest of machines."""
+_MAX_TEXT = 64
+"""Characters of a fact; `client.data.dicom_header` cuts them to as many."""
 _MAX_HEAD = 16_384
-"""Bytes of JSON in a reply: eleven facts of 64 characters, escaped."""
+"""Bytes of JSON in a reply: eleven facts, every character escaped."""
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 """What a worker sees of the environment, which may hold keys."""
@@ -81,26 +83,18 @@ class Worker:
         self.since = time.monotonic()
         self.connection, theirs = socket.socketpair()
         self._buffer = bytearray()
-        arguments = [str(theirs.fileno()), str(limits.memory), str(limits.seconds), str(_ROOT)]
+        python = [sys.executable, "-I", "-S", "-B", "-c", main]
+        arguments = [str(theirs.fileno()), str(limits.memory), str(limits.seconds)]
+        kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-I",
-                        "-S",
-                        "-B",
-                        "-c",
-                        main,
-                        *arguments,
-                        *map(os.path.abspath, sys.path),
-                    ],
+                    [*python, *arguments, str(_ROOT), *map(os.path.abspath, sys.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,  # C libraries print what they find in a file
                     pass_fds=[theirs.fileno()],
-                    env={key: os.environ[key] for key in _KEPT if key in os.environ}
-                    | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                    env=kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                     cwd="/",
                     start_new_session=True,
                 )
@@ -185,7 +179,7 @@ def check_head(head: bytes, index: int) -> Facts:
         raise BrokenReply from None
     if answered != index or len(found) != len(Facts._fields):
         raise BrokenReply
-    if not all(isinstance(text, str) and len(text) <= 64 and text.isprintable() for text in found):
+    if not all(isinstance(text, str) and len(text) <= _MAX_TEXT and text.isprintable() for text in found):
         raise BrokenReply
     facts = Facts(*found)
     hashes = all(re.fullmatch("([0-9a-f]{64})?", text) for text in (facts.sha256, facts.phash))

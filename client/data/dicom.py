@@ -44,7 +44,6 @@ MODALITIES = ("CR", "DX", "DR", "RG")
 RADIOGRAPHS = (ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation)
 """PS3.4 B.5. Not Digital X-Ray For Processing: raw detector values, not meant to be looked at."""
 
-
 _LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _PLUGINS = {
     **dict.fromkeys(JPEGTransferSyntaxes, "gdcm"),
@@ -205,13 +204,13 @@ def present(dataset: Dataset, stored: NDArray[np.generic]) -> NDArray[np.float32
             values,
             _first(dataset.WindowCenter),
             _first(dataset.WindowWidth),
-            str(dataset.get("VOILUTFunction", "") or "LINEAR").upper(),
+            text(dataset, "VOILUTFunction").upper() or "LINEAR",
         )
     else:
         shown = _span(values, _occurring(codes) & ~padding)
     # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows the smallest value white. Presentation LUT Shape INVERSE
     # says the same again (PS3.3 C.8.11.3.1.2) and must not invert a second time.
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+    if text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
         shown = 1 - shown
     shown[padding] = 0
     return _look_up(shown, codes)

@@ -168,7 +168,7 @@ def _walk(data: bytes, start: int, order: str = "<", *, meta: bool = False) -> N
             length, at = length_at(data, at + 8)[0], at + 12
         else:
             length, at = struct.unpack_from(order + "H", data, at + 6)[0], at + 8
-        if tag == _PIXEL_DATA and len(levels) == 1:
+        if tag == _PIXEL_DATA and len(levels) == 1 and vr not in (b"SQ", b"UN"):
             return
         if _is_sequence(tag, vr, length, data[at : at + 4] == item):
             depth += 1

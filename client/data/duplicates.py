@@ -24,6 +24,8 @@ and its copy at JPEG quality 50, half the size, other brightness, contrast or ga
 NEAR_CORRELATION = 0.97
 """Correlation of the kept pixels from which two pictures with near hashes are the same one."""
 _BLOCK = 256
+_FEW = 4096
+"""Hashes up to which comparing all with all is faster than sorting them into bands."""
 _BANDS = NEAR_BITS + 1
 """Hashes that differ in at most n bits agree in at least one of n + 1 bands (pigeonhole)."""
 
@@ -82,9 +84,12 @@ def near_pairs(hashes: Sequence[str]) -> Iterator[tuple[int, int]]:
     if len(hashes) < 2:
         return
     rows = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
+    words = rows.view(np.uint64)
+    if len(hashes) <= _FEW:
+        yield from _close(words, np.arange(len(hashes)))
+        return
     # All chests share their low frequencies: bits are dealt to the bands so that none is all alike.
     bits = np.unpackbits(rows, axis=1)[:, np.random.default_rng(0).permutation(HASH_BITS)]
-    words = rows.view(np.uint64)
     seen: set[tuple[int, int]] = set()
     for band in np.array_split(bits, _BANDS, axis=1):
         key = band.astype(np.int64) @ (1 << np.arange(band.shape[1]))

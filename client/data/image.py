@@ -37,6 +37,12 @@ def inspect(path: Path, burned_in: BurnedIn = "refuse") -> tuple[Facts, NDArray[
     Never raises for a file, whatever is in it: the reason and what could be read are in the facts,
     and there are no pixels.
     """
+    facts, picture = examine(path, burned_in)
+    return facts, None if picture is None else levels(picture)
+
+
+def examine(path: Path, burned_in: BurnedIn = "refuse") -> tuple[Facts, Image.Image | None]:
+    """As `inspect`, with a picture of mode L, or F in [0, 1]: 8 bits stay 8 until they are scaled."""
     quieten()
     facts = Facts()
     with warnings.catch_warnings():
@@ -47,12 +53,10 @@ def inspect(path: Path, burned_in: BurnedIn = "refuse") -> tuple[Facts, NDArray[
             if dicom_header.is_dicom(data):
                 dataset = dicom_header.parse(data)
                 facts = dicom_header.facts(dataset)._replace(sha256=facts.sha256)
-                values = dicom.read(dataset, burned_in)
-                picture = Image.fromarray(values)
+                picture = Image.fromarray(dicom.read(dataset, burned_in))
             else:
                 picture = _picture(data)
-                values = levels(picture)
-            return facts._replace(phash=perceptual_hash(picture)), values
+            return facts._replace(phash=perceptual_hash(picture)), picture
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001  (a panic in Rust is no Exception)
@@ -157,7 +161,11 @@ def grey(picture: Image.Image) -> Image.Image:
 def stretch(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale linearly so that the smallest value is 0 and the largest 1; a flat image is 0."""
     low, high = float(values.min()), float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+    if high <= low:
+        return np.zeros_like(values)
+    scaled = values - low
+    scaled /= high - low
+    return scaled
 
 
 def levels(picture: Image.Image) -> NDArray[np.float32]:

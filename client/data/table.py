@@ -202,8 +202,8 @@ def _codes(
 ) -> Text:
     """Say which rows cannot be used, as far as the table itself tells; the first reason counts."""
     code = np.full(len(table), "", dtype="U20")
-    root = site.data.root.resolve()
-    code[[not _inside(root, str(path)) for path in table.path]] = "path"
+    root = _Root(site.data.root)
+    code[[not root.holds(str(path)) for path in table.path]] = "path"
     # A DICOM file may say itself whose it is, and which view.
     _mark(code, (table.patient == "") & ~_maybe_dicom(table.path), "no-patient")
     _mark(code, conflicts, "conflict")
@@ -224,12 +224,23 @@ def _mark(code: Text, rows: NDArray[np.bool_], reason: Reason) -> None:
     code[rows & (code == "")] = reason
 
 
-def _inside(root: Path, path: str) -> bool:
-    """Tell whether a path stays within the root, also after following symbolic links."""
-    windows = PureWindowsPath(path)
-    if not path or "\0" in path or ".." in windows.parts or windows.drive or windows.root:
-        return False
-    try:
-        return (root / path).resolve().is_relative_to(root)
-    except (OSError, RuntimeError, ValueError):
-        return False
+class _Root:
+    """A folder that paths must stay in, also after following symbolic links."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._parents: dict[Path, bool] = {}
+
+    def holds(self, path: str) -> bool:
+        windows = PureWindowsPath(path)
+        if not path or "\0" in path or ".." in windows.parts or windows.drive or windows.root:
+            return False
+        file = self._folder / path
+        try:
+            if file.parent not in self._parents:
+                self._parents[file.parent] = file.parent.resolve().is_relative_to(self._folder)
+            if not self._parents[file.parent]:
+                return False
+            return not file.is_symlink() or file.resolve().is_relative_to(self._folder)
+        except (OSError, RuntimeError, ValueError):
+            return False

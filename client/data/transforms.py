@@ -11,17 +11,19 @@ from PIL import Image
 Fit = Literal["crop", "pad"]
 
 
-def standardise(image: NDArray[np.float32], size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
-    """Bring ``[H, W]`` in [0, 1] to ``[size, size]`` in 8 bits, with antialiasing.
+def standardise(image: NDArray[np.float32] | Image.Image, size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
+    """Bring ``[H, W]`` in [0, 1], or a picture of mode L or F, to ``[size, size]`` in 8 bits, antialiased.
 
     ``crop`` scales the short side and keeps the centre square, so the anatomy fills the frame
     and the ends of the long side are lost; ``pad`` scales the long side and adds black. The
     aspect ratio is kept either way.
     """
-    height, width = image.shape
-    short, long = min(height, width), max(height, width)
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
     # "F" keeps the precision of 12-bit detectors until the last step.
-    picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
+    white, picture = (255, image.convert("F")) if image.mode == "L" else (1, image)
+    width, height = picture.size
+    short, long = min(height, width), max(height, width)
     if fit == "crop":
         left, top = (width - short) / 2, (height - short) / 2
         # Cropping inside the resize: a 1 x 60,000 image never becomes 224 x 13 million.
@@ -33,4 +35,4 @@ def standardise(image: NDArray[np.float32], size: int, fit: Fit = "crop") -> NDA
         top, left = (size - inner_h) // 2, (size - inner_w) // 2
         square = np.zeros((size, size), dtype=np.float32)
         square[top : top + inner_h, left : left + inner_w] = inner
-    return np.asarray(np.rint(np.clip(square, 0.0, 1.0) * 255), dtype=np.uint8)
+    return np.asarray(np.rint(np.clip(square / np.float32(white), 0.0, 1.0) * 255), dtype=np.uint8)

@@ -114,7 +114,8 @@ def _longest(cues: list[Match]) -> list[Match]:
 def _scope(sentence: str, cue: Match, cues: list[Match]) -> Match:
     """Return what a cue speaks of, itself included, under the name of its action."""
     action = cue.rule.strip("<>")
-    if cue.rule.endswith(">"):
+    # "Effusion is possible" looks back, "there is possible effusion" ahead.
+    if cue.rule.endswith(">") or sentence[: cue.start].rstrip().endswith("there"):
         return Match(cue.start, _ahead(sentence, cue.end), action)
     spoken_for = max((other.end for other in cues if other.end <= cue.start), default=0)
     return Match(_back(sentence, spoken_for, cue.start), cue.end, action)

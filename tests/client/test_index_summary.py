@@ -227,7 +227,13 @@ def test_ages_stand_in_their_band():
 
 
 def test_no_share_is_rounded_to_none_or_all():
-    assert [percent(x) for x in (0, 1e-9, 0.5, 1 - 1e-9, 1)] == ["0 %", "<0.1 %", "50.0 %", ">99.9 %", "100 %"]
+    assert [percent(x) for x in (0, 1e-9, 0.5, 1 - 1e-9, 1)] == [
+        "0 %",
+        "<0.1 %",
+        "50.0 %",
+        ">99.9 %",
+        "100 %",
+    ]
 
 
 def test_plain_text_is_short_and_printable():

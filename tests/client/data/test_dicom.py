@@ -79,6 +79,15 @@ def test_monochrome1_is_inverted_exactly_once(make_dicom: Make, draw: Draw) -> N
     assert upright[0, 0] == 1.0
 
 
+def test_polarity_is_told_however_it_is_padded(make_dicom: Make, draw: Draw) -> None:
+    path = make_dicom(draw(top=4095), PhotometricInterpretation="MONOCHROMEXX")
+    upright = draw(top=4095) / 4095
+    for spelt in (b"MONOCHROME1\0", b" MONOCHROME1", b"MONOCHROME1 "):
+        path.write_bytes(path.read_bytes().replace(b"MONOCHROMEXX", spelt))
+        np.testing.assert_allclose(decode(path), 1 - upright, atol=1e-6)
+        path.write_bytes(path.read_bytes().replace(spelt, b"MONOCHROMEXX"))
+
+
 def test_without_a_window_the_smallest_is_0_and_the_largest_1(make_dicom: Make, draw: Draw) -> None:
     stored = draw(top=3000) + 500
     np.testing.assert_allclose(decode(make_dicom(stored)), (stored - 500) / 3000, atol=1e-6)
@@ -390,6 +399,7 @@ def nested(depth: int, tag: bytes, vr: bytes, *, defined: bool) -> bytes:
     return inner
 
 
+PIXELS = b"\xe0\x7f\x10\x00"
 VIEW_CODE, REQUEST, PRIVATE = b"\x54\x00\x20\x02", b"\x40\x00\x75\x02", b"\x09\x00\x01\x10"
 
 
@@ -402,6 +412,8 @@ def bombs(depth: int) -> dict[str, bytes]:
             ("private", PRIVATE, b"SQ"),
             ("unknown", PRIVATE, b"UN"),
             ("view as unknown", VIEW_CODE, b"UN"),
+            ("pixels", PIXELS, b"SQ"),
+            ("pixels as unknown", PIXELS, b"UN"),
         )
         for defined in (True, False)
     } | {

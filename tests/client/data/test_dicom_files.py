@@ -223,7 +223,7 @@ def test_every_form_without_the_gpl_decoder(
 @pytest.mark.parametrize(
     "syntax", [name for name in COMPRESSED if name.startswith(("JPEGB", "JPEGE", "JPEGL"))]
 )
-def test_gdcm_decodes_as_libjpeg_does(make_dicom: Make, draw: Draw, syntax: str) -> None:
+def test_ours_decode_as_libjpeg_does(make_dicom: Make, draw: Draw, syntax: str) -> None:
     bits = 8 if syntax in LOSSY else 12
     stored = draw(64, 48, top=2**bits - 1).astype(np.uint8 if bits == 8 else np.uint16)
     path = compress(make_dicom(stored, BitsStored=bits, HighBit=bits - 1), syntax)
@@ -394,6 +394,7 @@ HARM: dict[str, tuple[Callable[[Make, Draw], Path], set[str]]] = {
     "rle": (rle_bomb, {"decode", "truncated"}),
     "public": (lambda make, draw: sequences(make, draw, head=b"\x40\x00\x75\x02SQ\0\0"), {"too-deep"}),
     "private": (lambda make, draw: sequences(make, draw, head=b"\x09\x00\x01\x10UN\0\0"), {"too-deep"}),
+    "pixels": (lambda make, draw: sequences(make, draw, head=b"\xe0\x7f\x10\x00SQ\0\0"), {"too-deep"}),
     "views": (lambda make, draw: sequences(make, draw, head=b"\x54\x00\x20\x02SQ\0\0"), {"too-deep"}),
 }
 

@@ -20,8 +20,12 @@ def flip(value: str, bits: list[int]) -> str:
 
 
 @pytest.mark.parametrize("block", [3, 256])
-def test_near_pairs_are_those_of_comparing_all_with_all(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 4096])
+def test_near_pairs_are_those_of_comparing_all_with_all(
+    block: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(duplicates, "_BLOCK", block)
+    monkeypatch.setattr(duplicates, "_FEW", few)
     rng = np.random.default_rng(0)
     hashes = [rng.bytes(32).hex() for _ in range(60)]
     for i in range(0, 40, 2):  # copies that differ in 0 to 39 bits, on both sides of the limit

@@ -275,8 +275,8 @@ def test_images(tmp_path: Path, kind: str, count: int) -> None:
         assert 0 < memory_of_workers() < GIGABYTE
     assert reasons.total() == count
     assert not {"timeout", "memory"} & reasons.keys(), reasons
-    # GDCM aborts on some damaged JPEG streams (gdcmJPEGBITSCodec.hxx:782), which costs that file alone.
-    assert reasons["crashed"] <= max(2, count // 1000), reasons
+    # A decoder's crash costs its own file alone; it is still a rare thing.
+    assert reasons["crashed"] <= count // 10_000, reasons
     # Neither so mild that all are read nor so rough that nothing behind the first check is reached.
     assert 0.05 * count < reasons[""] < 0.8 * count, reasons
     assert len(reasons) >= 4, reasons

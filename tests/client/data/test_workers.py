@@ -22,7 +22,7 @@ from PIL import Image
 
 from client.data.decoder_process import MAIN, BrokenReply, Limits, check_head
 from client.data.facts import Facts
-from client.data.image import inspect
+from client.data.image import examine
 from client.data.transforms import standardise
 from client.data.workers import Workers, shared_workers
 from common.errors import DataError
@@ -71,8 +71,8 @@ def make_pictures(tmp_path: Path) -> Callable[..., list[Path]]:
 
 
 def sound(path: Path) -> tuple[Facts, np.ndarray | None]:
-    facts, pixels = inspect(path)
-    return facts, None if pixels is None else standardise(pixels, SIZE, "crop")
+    facts, picture = examine(path)
+    return facts, None if picture is None else standardise(picture, SIZE, "crop")
 
 
 def read(workers: Workers, paths: list[Path]) -> list[tuple[Facts, np.ndarray | None]]:
@@ -120,9 +120,10 @@ def test_sizes_and_fits_and_odd_paths(
     with Workers(1) as workers:
         for size, fit in ((16, "crop"), (600, "pad")):
             for path, (facts, pixels) in zip(paths, workers.read(relative, size, fit, "accept"), strict=True):
-                values = inspect(path)[1]
+                picture = examine(path)[1]
                 assert facts.reason == ""
-                np.testing.assert_array_equal(pixels, standardise(values, size, fit))
+                assert picture is not None
+                np.testing.assert_array_equal(pixels, standardise(picture, size, fit))
 
 
 def test_workers_start_late_and_stay_and_leave_nothing(make_pictures: Callable[..., list[Path]]) -> None:

@@ -24,6 +24,12 @@ def reports(cases: Cases) -> list[Report]:
     return write_reports(cases)
 
 
+@pytest.fixture(scope="session")
+def whole() -> Callable[[Report], str]:
+    """Lay a report out as one text with headings."""
+    return lambda r: f"INDICATION: {r.indication}\nFINDINGS: {r.findings}\nIMPRESSION: {r.impression}"
+
+
 @pytest.fixture
 def make_report_site(tmp_path: Path, cases: Cases, reports: list[Report]) -> Callable[..., Path]:
     """Write a site of phantom reports in separate columns; returns its site.toml.

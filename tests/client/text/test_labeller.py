@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from simulations.phantom.report import Report
 SENTENCES = {
     # lists and their ends
     "No effusion, pneumothorax or consolidation.": {"effusion": 0, "pneumothorax": 0, "consolidation": 0},
-    "No pneumothorax, large effusion, or consolidation.": {"pneumothorax": 0, "effusion": 0, "consolidation": 0},
+    "No pneumothorax, large effusion, or edema.": {"pneumothorax": 0, "effusion": 0, "edema": 0},
     "No effusion, cardiomegaly is present.": {"effusion": 0, "cardiomegaly": 1},
     "No effusion and the heart is enlarged.": {"effusion": 0, "cardiomegaly": 1},
     "No effusion; edema.": {"effusion": 0, "edema": 1},
@@ -25,7 +26,7 @@ SENTENCES = {
     "NO PLEURAL\nEFFUSION.": {"effusion": 0},
     # denial behind
     "Effusion is not seen.": {"effusion": 0},
-    "Effusion, pneumothorax, or fracture is not identified.": {"effusion": 0, "pneumothorax": 0, "fracture": 0},
+    "Effusion, edema, or fracture is not identified.": {"effusion": 0, "edema": 0, "fracture": 0},
     "The pneumothorax has resolved.": {"pneumothorax": 0},
     "Pneumonia was ruled out.": {"pneumonia": 0},
     "Edema is no longer seen, effusion unchanged.": {"edema": 0, "effusion": 1},
@@ -44,7 +45,8 @@ SENTENCES = {
     "Cannot exclude pneumonia.": {"pneumonia": -1},
     "Findings suspicious for pneumonia.": {"pneumonia": -1},
     "Questionable nodule.": {"nodule": -1},
-    "Opacity may represent atelectasis versus pneumonia.": {"lung_opacity": 1, "atelectasis": -1, "pneumonia": -1},
+    "Opacity may be atelectasis versus pneumonia.": {"lung_opacity": 1, "atelectasis": -1, "pneumonia": -1},
+    "There is possible mild cardiomegaly.": {"cardiomegaly": -1},
     "Small effusion is suspected.": {"effusion": -1},
     "No opacity to suggest pneumonia.": {"lung_opacity": 0, "pneumonia": 0},
     "Heart size at the upper limits of normal.": {"cardiomegaly": -1},
@@ -91,14 +93,13 @@ HEDGE = re.compile(r"\b(possible|probable|questionable|suspected)\b", re.IGNOREC
 WORDS = {"cardiomegaly": "cardiomegaly", "nodule": "nodule", "support_device": "place|projecting|device"}
 
 
-def test_phantom_reports_are_read_as_they_were_meant(cases: Cases, reports: list[Report]) -> None:
+def test_phantom_reports_are_read_as_they_were_meant(
+    cases: Cases, reports: list[Report], whole: Callable[[Report], str]
+) -> None:
     """Present, denied and hedged as written; typing errors included."""
     wrong = hedged = 0
     for row, report in enumerate(reports):
-        text = (
-            f"INDICATION: {report.indication}\nFINDINGS: {report.findings}\nIMPRESSION: {report.impression}"
-        )
-        labels = label_report(text)
+        labels = label_report(whole(report))
         for j, finding in enumerate(FINDINGS):
             about = [
                 sentence

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.site import Redaction
-from client.text.redaction import MODES, Redacted, redact, survivors
-from client.text.sections import HEADINGS
+from client.text.redaction import MODES, Redacted, Unit, redact, survivors
 from common.errors import ConfigError
 from simulations.phantom.cases import sample_cases
 from simulations.phantom.report import write_reports
@@ -17,16 +16,17 @@ PHANTOMS = [
     f"INDICATION: {r.indication}\nFINDINGS: {r.findings}\nIMPRESSION: {r.impression}"
     for r in write_reports(sample_cases(60, seed=5))
 ]
-WORDS = st.sampled_from(
-    ["pleural", "effusion", "fluid", "EFFUSIONS", "heart", "is", "enlarged", "mildly", "no", "normal", "acute",
-     "cardio", "megaly", "cardiomegaly", "history:", "Findings:", "INDICATION:", "LUNGS:", "of", "cough", "fever",
-     "air", "space", "disease", "pneumo", "thorax", "-", "\n", ".", ",", "(", ")", "1.", "nodule/mass", "tb",
-     "within", "limits", "Ünïcode", "İ", "ﬁ", "collapse", "x" * 80]
-)  # fmt: skip
+VOCABULARY = (
+    "pleural effusion fluid EFFUSIONS heart is enlarged mildly no normal acute cardio megaly cardiomegaly"
+    " history: Findings: INDICATION: LUNGS: of cough fever air space disease pneumo thorax - . , ( ) 1."
+    " nodule/mass tb within limits Ünïcode İ ﬁ collapse"
+)
+WORDS = st.sampled_from([*VOCABULARY.split(), "\n", "x" * 80])
 TEXTS = st.lists(WORDS, max_size=25).map(" ".join) | st.sampled_from(PHANTOMS) | st.text(max_size=80)
 FIELDS = st.sampled_from(["report", "indication", "findings", "impression"])
+UNITS = st.sampled_from(["word", "sentence"])
 PLAIN = re.compile(
-    r"effusion|cardiomegaly|pneumothora|consolidation|nodul|oedema|edema|atelecta|\btube|central venous|pacemaker",
+    "effusion|cardiomegaly|pneumothora|consolidation|nodul|edema|atelecta|central venous line|pacemaker",
     re.IGNORECASE,
 )
 
@@ -43,8 +43,8 @@ def test_redacting_twice_changes_nothing(text: str, mode: Redaction, field: str)
     TEXTS, st.sampled_from(["word", "sentence", "indication"]), FIELDS, st.sampled_from(["word", "sentence"])
 )
 @settings(max_examples=300)
-def test_no_term_of_any_list_survives(text: str, mode: Redaction, field: str, unit: str) -> None:
-    left = redact(text, mode, field=field, unit=unit).text  # type: ignore[arg-type]
+def test_no_term_of_any_list_survives(text: str, mode: Redaction, field: str, unit: Unit) -> None:
+    left = redact(text, mode, field=field, unit=unit).text
     assert survivors(left, field) == []
     assert not PLAIN.search(left)
 
@@ -52,10 +52,10 @@ def test_no_term_of_any_list_survives(text: str, mode: Redaction, field: str, un
 @given(TEXTS, st.sampled_from(MODES), FIELDS)
 @settings(max_examples=300)
 def test_the_log_accounts_for_every_character(text: str, mode: Redaction, field: str) -> None:
-    left, spans = redact(text, mode, field=field).text, redact(text, mode, field=field).spans
-    gone = [position for span in spans for position in range(span.start, span.end)]
+    redacted = redact(text, mode, field=field)
+    gone = [position for span in redacted.spans for position in range(span.start, span.end)]
     assert len(gone) == len(set(gone))
-    assert "".join(c for k, c in enumerate(text) if k not in set(gone)) == left
+    assert "".join(c for k, c in enumerate(text) if k not in set(gone)) == redacted.text
 
 
 @pytest.mark.parametrize("text", PHANTOMS)
@@ -106,11 +106,8 @@ def test_rules_name_what_asked_for_a_deletion() -> None:
     assert {s.rule for s in redact("FINDINGS: Small effusion.", "indication").spans} == {"section"}
 
 
-@pytest.mark.parametrize(
-    "heading", [name for name in ("INDICATION", "HISTORY", "CLINICAL INFORMATION", "Reason for exam")]
-)
+@pytest.mark.parametrize("heading", ["INDICATION", "HISTORY", "CLINICAL INFORMATION", "Reason for exam"])
 def test_only_the_request_is_left_under_any_heading(heading: str) -> None:
-    assert "indication" in HEADINGS
     text = f"Portable chest.\n{heading}: Cough.\nFINDINGS: Opaque left base.\nIMPRESSION: As above."
     assert redact(text).text == f"{heading}: Cough."
 
