@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,8 @@ from common.console import exit_codes, fail_clearly
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from client.data.columns import Text
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=exit_codes()
@@ -50,32 +52,44 @@ def index(
         from client.index_page import write_page
         from client.index_summary import summarise
         from client.index_words import render
+        from client.questions import describe_site, suggest_text
         from client.site import load_site
 
         console = Console()
         file = place if not place.is_dir() else place / "site.toml"
+        if suggest:
+            typer.echo(suggest_text(_columns_of(file)))
+            return
         if place.is_dir() and not file.is_file():
-            from client.questions import describe_site
-
             describe_site(place, console, take_guesses=yes or not sys.stdin.isatty())
         site = load_site(file)
-        if suggest:
-            from client.data.source import read_source
-            from client.questions import suggest_text
-
-            typer.echo(suggest_text(read_source(site)))
-            return
         with _progress(console) as progress:
             table, pictures = index_site(site, progress)
         folder = site.data.state / "index"
         write_index(table, folder)
-        page = write_page(table, pictures, site.name, folder)
-        console.print(render(summarise(table, site.name)))
+        page = write_page(table, pictures, site.name, folder, site.evaluate.min_cell)
+        console.print(render(summarise(table, site.name, site.evaluate.min_cell)))
         typer.echo(f"Index: {(folder / 'index.parquet').resolve()}\nTo look at: {page.resolve()}")
 
 
 app.command("redact")(commands.redact)
 app.command("leak-probe")(commands.leak_probe)
+
+
+def _columns_of(file: Path) -> Mapping[str, Text]:
+    """Read the columns a site.toml names, or those of the likeliest table where there is none yet."""
+    from client.data.columns import read_columns
+    from client.data.source import read_source
+    from client.guess import guess_site
+    from client.site import load_site
+    from common.errors import TableError
+
+    if file.is_file():
+        return read_source(load_site(file))
+    guess = guess_site(file.parent)
+    if not guess.table:
+        raise TableError("there is no table to make suggestions for", found=str(file.parent))
+    return read_columns(file.parent / guess.table)
 
 
 @contextmanager

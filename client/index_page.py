@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from client import index_words as words
+from client.data.index import Pictures
 from client.index_summary import MIN_CELL, UNKNOWN, IndexSummary, age_bands, plain, summarise, texts
 from common.errors import DataError
 from common.files import write_atomic
@@ -57,7 +58,11 @@ class _Wanted:
 
 
 def write_page(
-    index: pd.DataFrame, thumbnails: NDArray[np.uint8], site: str, folder: Path, min_cell: int = MIN_CELL
+    index: pd.DataFrame,
+    thumbnails: NDArray[np.uint8] | Pictures,
+    site: str,
+    folder: Path,
+    min_cell: int = MIN_CELL,
 ) -> Path:
     """Write ``index.html`` into ``folder``, readable by its owner alone; return its path.
 
@@ -80,7 +85,7 @@ def write_page(
 
 def render_page(
     index: pd.DataFrame,
-    thumbnails: NDArray[np.uint8],
+    thumbnails: NDArray[np.uint8] | Pictures,
     site: str,
     written: datetime,
     min_cell: int = MIN_CELL,
@@ -118,7 +123,7 @@ def render_page(
 
 
 def contact_sheets(
-    index: pd.DataFrame, thumbnails: NDArray[np.uint8], summary: IndexSummary
+    index: pd.DataFrame, thumbnails: NDArray[np.uint8] | Pictures, summary: IndexSummary
 ) -> dict[str, list[Sheet]]:
     """Draw images of each finding, scanner, view and reason, by section.
 

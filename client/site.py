@@ -220,7 +220,7 @@ class SiteConfig(_Part):
     @classmethod
     def _in_the_vocabulary(cls, value: object) -> object:
         if value == "chexpert-5":
-            return dict.fromkeys(FINDINGS, "ignore") | CHEXPERT_5
+            return {**dict.fromkeys(FINDINGS, "ignore"), **CHEXPERT_5}
         return _renamed(value, canonical) if isinstance(value, Mapping) else value
 
     @field_validator("clinical", mode="before")

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from common.errors import TableError, closest
 
 Text = NDArray[np.str_]
+_LONG = 256
+"""Characters from which a column counts as free text, kept as objects: fixed width would waste memory."""
 
 
 def read_columns(path: Path) -> dict[str, Text]:
@@ -80,7 +82,8 @@ def _as_text(column: pd.Series) -> pd.Series:
 
 
 def _strip(column: pd.Series) -> Text:
-    return np.array([str(cell).strip() for cell in column], dtype=np.str_)
+    cells = [str(cell).strip() for cell in column]
+    return np.array(cells, dtype=object if max(map(len, cells), default=0) > _LONG else np.str_)
 
 
 def _distinct(path: Path, names: Sequence[str], columns: Sequence[Text]) -> dict[str, Text]:
@@ -101,7 +104,7 @@ def listing(columns: Mapping[str, object]) -> str:
 
 
 def column(columns: Mapping[str, Text], name: str, key: str, table: str) -> Text:
-    """Return one column, or say which key of site.toml asked for it.
+    """Return one column as fixed-width text, or say which key of site.toml asked for it.
 
     Raises:
         TableError: if the table has no such column.
@@ -112,7 +115,7 @@ def column(columns: Mapping[str, Text], name: str, key: str, table: str) -> Text
             found=listing(columns),
             fix=closest(name, columns) or f"set {key} to a column of the table",
         )
-    return columns[name]
+    return columns[name].astype(np.str_, copy=False)
 
 
 def numbers(cells: Text) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -77,7 +77,7 @@ def _joined(headers: dict[str, Text], key: str, site: SiteConfig) -> dict[str, T
     """Bring the table's columns into the order of the files; where both know, the table is believed."""
     table = read_columns(site.data.table) if site.data.table else {}
     keys = column(table, key, f"columns.{site.data.join}", site.data.source)
-    others = [name for name in table if name != key]
+    others = [name for name in table if name not in (key, site.columns.path, site.columns.file)]
     row_of: dict[str, int] = {}
     for i, value in enumerate(keys.tolist()):
         first = row_of.setdefault(value, i)

@@ -63,7 +63,7 @@ def _values(
             found=listing(columns),
             fix=_remedy(columns, finding, source.column),
         )
-    cells = columns[source.column]
+    cells = columns[source.column].astype(np.str_, copy=False)
     if source.positive:
         return _words(cells, finding, source, table)[rows], np.zeros(len(rows), dtype=bool)
     values, words = numbers(cells[rows])

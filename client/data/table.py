@@ -24,6 +24,7 @@ from common.findings import canonical
 _log = logging.getLogger(__name__)
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
+_MALE, _FEMALE = ("M", "MALE", "MÄNNLICH"), ("F", "FEMALE", "W", "WEIBLICH")
 _MAYBE_DICOM = {".dcm", ".dicom", ""}
 
 
@@ -139,7 +140,7 @@ def _optional(columns: Mapping[str, Text], names: ColumnsConfig, key: str, table
 
 def _sexes(cells: Text) -> Text:
     words = np.char.upper(cells)
-    return np.select([np.isin(words, ("M", "MALE")), np.isin(words, ("F", "FEMALE"))], ["M", "F"], "")
+    return np.select([np.isin(words, _MALE), np.isin(words, _FEMALE)], ["M", "F"], "")
 
 
 def _kept(

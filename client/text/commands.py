@@ -80,7 +80,10 @@ def redact(
 def leak_probe(
     site: SiteFile,
     threshold: Annotated[
-        float | None, typer.Option(help="Macro AUROC allowed; text.leak_threshold of site.toml by default.")
+        float | None,
+        typer.Option(
+            min=0.5, max=1, help="Macro AUROC allowed; by default text.leak_threshold of site.toml."
+        ),
     ] = None,
     fields: Fields = "",
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")] = False,

@@ -15,7 +15,7 @@ from client.data.source import read_source
 from client.site import Redaction, SiteConfig
 from client.text.leak_probe import ProbeResult, leak_probe
 from client.text.redaction import Span, redact
-from client.text.sections import sections
+from client.text.sections import split_report
 from common.errors import ConfigError, TableError, closest
 
 COLUMN_KEYS: Mapping[str, str] = {
@@ -75,13 +75,16 @@ def read_reports(site: SiteConfig, wanted: Sequence[str] = ()) -> Reports:
     for key, values in site.filter.items():
         keep &= matches(column(columns, key, f"filter.{key}", name), values)
     rows = np.flatnonzero(keep)
+    study = np.full(len(path), "", dtype=np.str_)
+    if site.columns.study in columns or "study" in site.columns.model_fields_set:
+        study = column(columns, site.columns.study, "columns.study", name)
     written = _text_columns(columns, site, wanted)
     findings = tuple(label_sources(site, columns))
     return Reports(
         findings=findings,
         path=path[rows],
         patient=patient[rows],
-        study=columns.get(site.columns.study, np.full(len(path), "", dtype=np.str_))[rows],
+        study=study[rows],
         labels=read_labels(columns, rows, site, findings).values,
         texts=tuple(
             tuple((field, str(text[row])) for field, text in written.items() if text[row]) for row in rows
@@ -116,7 +119,7 @@ def used_text(cells: Cells, mode: Redaction) -> tuple[str, list[tuple[str, Span]
     >>> used_text((("report", "FINDINGS: Edema."), ("indication", "Dyspnea.")), "indication")[0]
     'Dyspnea.'
     """
-    held = {section.kind for field, text in cells if field == "report" for section in sections(text)}
+    held = {name for field, text in cells if field == "report" for name in split_report(text)}
     parts: list[str] = []
     log: list[tuple[str, Span]] = []
     for field, text in cells:

@@ -15,9 +15,8 @@ OURS = {"client", "common", "server", "simulations"}
 DISTRIBUTION = {"PIL": "pillow", "imagehash": "ImageHash", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 """Modules that are not called as what one installs."""
 DECODERS = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm"}
-NOT_IMPORTED = {"grpcio", "pyarrow"} | DECODERS
-"""Called through others: Flower's health server speaks gRPC, pandas reads Parquet with pyarrow,
-pydicom finds the decoders of compressed pixels."""
+NOT_IMPORTED = {"grpcio"} | DECODERS
+"""Called through others: Flower's health server speaks gRPC, pydicom finds the decoders of compressed pixels."""
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_a_field_is_not_taken_twice_from_report_and_column() -> None:
     text, log = used_text((report, ("indication", "Cough.")), "none")
     assert text == report[1] and log == []
     assert used_text((report, ("indication", "Cough.")), "indication")[0] == "INDICATION: Cough."
-    bare = ("report", "FINDINGS: Edema.")
+    bare = ("report", "INDICATION:\nFINDINGS: Edema.")
     text, log = used_text((bare, ("indication", "Known edema, cough.")), "indication")
     assert text == "Known, cough."
     assert {field for field, _ in log} == {"report", "indication"}
