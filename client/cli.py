@@ -49,10 +49,10 @@ def index(
         from rich.console import Console
 
         from client.data.index import index_site, write_index
-        from client.index_page import write_page
-        from client.index_summary import summarise
-        from client.index_words import render
-        from client.questions import describe_site, suggest_text
+        from client.review.page import write_page
+        from client.review.summary import summarise
+        from client.review.words import render
+        from client.setup.questions import describe_site, suggest_text
         from client.site import load_site
 
         console = Console()
@@ -80,7 +80,7 @@ def _columns_of(file: Path) -> Mapping[str, Text]:
     """Read the columns a site.toml names, or those of the likeliest table where there is none yet."""
     from client.data.columns import read_columns
     from client.data.source import read_source
-    from client.guess import guess_site
+    from client.setup.guess import guess_site
     from client.site import load_site
     from common.errors import TableError
 

@@ -12,7 +12,6 @@ Every other key has a default. Paths, names and devices come from here and never
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -30,6 +29,7 @@ from pydantic import (
 )
 
 from common.clinical import VARIABLES, canonical_variable
+from common.config import read_toml, shortened
 from common.errors import ConfigError, LabelError, closest
 from common.findings import CHEXPERT_5, FINDINGS, Uncertainty, canonical
 
@@ -237,16 +237,9 @@ def load_site(path: str | Path) -> SiteConfig:
             wrong type or out of range; names the key, the value and the nearest known key.
     """
     path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"there is no site file {path}", fix="write one: name, [data] table and [labels]"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read", found=type(error).__name__) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path.name} is not TOML", found=str(error)) from None
+    if not path.exists():
+        raise ConfigError(f"there is no site file {path}", fix="write one: name, [data] table and [labels]")
+    raw = read_toml(path)
     for key, number in _numbers(raw):
         if not math.isfinite(number):
             raise ConfigError(f"{path.name}: {key} must be a finite number", found=str(number))
@@ -255,7 +248,10 @@ def load_site(path: str | Path) -> SiteConfig:
     except ValidationError as error:
         raise _config_error(path.name, error) from None
     except LabelError as error:
-        raise ConfigError(f"{path.name}: {error.problem}", found=error.found, fix=error.fix) from None
+        problem = shortened(error.problem, 200)
+        raise ConfigError(
+            f"{path.name}: {problem}", found=shortened(error.found), fix=shortened(error.fix, 200)
+        ) from None
 
 
 def _renamed(table: Mapping[str, object], canonical_name: Callable[[str], str]) -> dict[str, object]:
@@ -288,15 +284,23 @@ def _config_error(file: str, error: ValidationError) -> ConfigError:
         known = _known_keys(where[:-1])
         meant = closest(where[-1], known)
         return ConfigError(
-            f"{file}: unknown key {key}",
-            found=repr(first["input"]),
+            f"{file}: unknown key {shortened(key)}",
+            found=_quoted(first["input"]),
             fix=meant or f"known here: {', '.join(known)}",
         )
     if first["type"] == "missing":
         return ConfigError(f"{file}: {key} is missing", fix=f"set {key}")
     problem = first["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(first["input"], Mapping) else repr(first["input"])
-    return ConfigError(f"{file}: {key}: {problem}", found=found)
+    return ConfigError(f"{file}: {key}: {shortened(problem, 200)}", found=_quoted(first["input"]))
+
+
+def _quoted(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ""
+    try:
+        return shortened(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _known_keys(where: list[str]) -> list[str]:

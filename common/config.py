@@ -345,11 +345,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: if it is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise ConfigError(f"{path}: cannot be read", fix="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML", found=str(error)) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text", fix="save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        # Beside its own errors tomllib lets out those of numbers too long and of nesting too deep.
+        raise ConfigError(f"{path}: not valid TOML", found=shortened(str(error))) from None
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """Cut what is quoted in a message to one line of bearable length.
+
+    >>> shortened("a" * 9, most=5)
+    'aaaa…'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from common.errors import TableError, closest
 
 Text = NDArray[np.str_]
+NUL = "\N{SYMBOL FOR NULL}"
+"""What a NUL in a cell is read as."""
 _LONG = 256
 """Characters from which a column counts as free text, kept as objects: fixed width would waste memory."""
 
@@ -47,7 +49,7 @@ def read_columns(path: Path) -> dict[str, Text]:
     except (OSError, ValueError) as error:
         raise TableError(f"{path.name} cannot be read", found=type(error).__name__) from None
     if not columns or not len(next(iter(columns.values()))):
-        raise TableError(f"{path.name} has no rows")
+        raise TableError(f"{path.name} has no rows", fix="export it again, or name another table")
     return columns
 
 
@@ -82,7 +84,8 @@ def _as_text(column: pd.Series) -> pd.Series:
 
 
 def _strip(column: pd.Series) -> Text:
-    cells = [str(cell).strip() for cell in column]
+    # NumPy drops a trailing NUL and would so make of a hostile path a good one: its picture stays.
+    cells = [str(cell).strip().replace("\0", NUL) for cell in column]
     return np.array(cells, dtype=object if max(map(len, cells), default=0) > _LONG else np.str_)
 
 
@@ -115,7 +118,14 @@ def column(columns: Mapping[str, Text], name: str, key: str, table: str) -> Text
             found=listing(columns),
             fix=closest(name, columns) or f"set {key} to a column of the table",
         )
-    return columns[name].astype(np.str_, copy=False)
+    return fixed_width(columns[name])
+
+
+def fixed_width(cells: Text) -> Text:
+    """Return free text as fixed-width text, cut where no name, number or path of anything goes on."""
+    if cells.dtype != object:
+        return cells
+    return np.array([cell[: 2 * _LONG] for cell in cells], dtype=np.str_)
 
 
 def numbers(cells: Text) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -62,7 +62,7 @@ class Limits(NamedTuple):
 class Request(NamedTuple):
     """One file to read."""
 
-    index: int
+    number: int
     body: bytes
     pixels: int
     """Bytes of pixels in the reply, unless it gives a reason."""
@@ -146,7 +146,7 @@ class Worker:
             if len(self._buffer) < end:
                 return
             request = self.queue[0]
-            facts = check_head(bytes(self._buffer[LENGTH.size : end]), request.index)
+            facts = check_head(bytes(self._buffer[LENGTH.size : end]), request.number)
             last = end + (0 if facts.reason else request.pixels)
             if len(self._buffer) < last:
                 return

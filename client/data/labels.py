@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.columns import Text, column, listing, matches, numbers
+from client.data.columns import Text, column, fixed_width, listing, matches, numbers
 from client.site import LabelSource, SiteConfig
 from common.clinical import VARIABLES, plausible
 from common.errors import LabelError, closest
@@ -63,7 +63,7 @@ def _values(
             found=listing(columns),
             fix=_remedy(columns, finding, source.column),
         )
-    cells = columns[source.column].astype(np.str_, copy=False)
+    cells = fixed_width(columns[source.column])
     if source.positive:
         return _words(cells, finding, source, table)[rows], np.zeros(len(rows), dtype=bool)
     values, words = numbers(cells[rows])

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.columns import Text, column, matches, years
+from client.data.columns import NUL, Text, column, matches, years
 from client.data.duplicates import same_image
 from client.data.folder import CONFLICT
 from client.data.labels import clinical_names, label_sources, read_clinical, read_labels
@@ -88,6 +88,13 @@ def read_studies(
     annotated = tuple(label_sources(site, columns))
     wanted = annotated if findings is None else tuple(canonical(finding) for finding in findings)
     variables = clinical_names(site, columns) if clinical is None else tuple(clinical)
+    if names.path not in columns and names.patient not in columns:
+        # Without a header the first study stands for it, and its cells must not be shown.
+        raise TableError(
+            f"{name} has neither a column {names.path!r} nor {names.patient!r}",
+            found=f"{len(columns)} other columns",
+            fix="see that its first line names the columns, and set columns.path and columns.patient",
+        )
     path = column(columns, names.path, "columns.path", name)
     patient = column(columns, names.patient, "columns.patient", name)
     rows, removed = _kept(columns, path, site)
@@ -198,9 +205,7 @@ def _plain(paths: Text) -> Text:
     return np.array([str(PurePosixPath(str(path))) if path else "" for path in paths], dtype=np.str_)
 
 
-def _codes(
-    table: StudyTable, odd: NDArray[np.bool_], conflicts: NDArray[np.bool_], site: SiteConfig
-) -> Text:
+def _codes(table: StudyTable, odd: NDArray[np.bool_], conflicts: NDArray[np.bool_], site: SiteConfig) -> Text:
     """Say which rows cannot be used, as far as the table itself tells; the first reason counts."""
     code = np.full(len(table), "", dtype="U20")
     root = _Root(site.data.root)
@@ -234,7 +239,7 @@ class _Root:
 
     def holds(self, path: str) -> bool:
         windows = PureWindowsPath(path)
-        if not path or "\0" in path or ".." in windows.parts or windows.drive or windows.root:
+        if not path or NUL in path or ".." in windows.parts or windows.drive or windows.root:
             return False
         file = self._folder / path
         try:

@@ -216,7 +216,7 @@ class _Reading:
                     if result[0].reason == "memory":
                         self.renew(worker, request, result)
                         break
-                    self.done[request.index] = result
+                    self.done[request.number] = result
             except BrokenReply:
                 self.replace(worker, "crashed")
         now = time.monotonic()
@@ -228,7 +228,7 @@ class _Reading:
         if worker.answered > 1:
             worker.queue.appendleft(request)
         else:
-            self.done[request.index] = result
+            self.done[request.number] = result
         self.replace(worker)
 
     def replace(self, worker: Worker, reason: Reason | None = None) -> None:
@@ -248,7 +248,7 @@ class _Reading:
         # After an earlier file the damage may have been that file's, or a kill from outside.
         blamed = reason == "timeout" or (reason == "crashed" and not worker.answered)
         if blamed and worker.ready and worker.queue:
-            self.done[worker.queue.popleft().index] = (Facts(reason=reason or ""), None)
+            self.done[worker.queue.popleft().number] = (Facts(reason=reason or ""), None)
         if worker.queue:
             self.join(self.workers.take(), worker.queue)
 

@@ -16,7 +16,7 @@ DISTRIBUTION = {"PIL": "pillow", "imagehash": "ImageHash", "sklearn": "scikit-le
 """Modules that are not called as what one installs."""
 DECODERS = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm"}
 NOT_IMPORTED = {"grpcio"} | DECODERS
-"""Called through others: Flower's health server speaks gRPC, pydicom finds the decoders of compressed pixels."""
+"""Called through others: Flower's health server speaks gRPC, pydicom finds decoders of pixels."""
 
 
 @pytest.fixture(scope="module")

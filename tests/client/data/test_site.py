@@ -100,7 +100,7 @@ def test_every_key(tmp_path: Path) -> None:
         (MINIMAL.replace("north", "St Anna"), ["name", "'St Anna'"]),
         ("name = 'north'\n", ["data is missing"]),
         ("name = 'north'\n[data]\nviews = []\n", ["data.table is missing"]),
-        ("name = \n", ["site.toml is not TOML"]),
+        ("name = \n", ["not valid TOML"]),
     ],
 )
 def test_mistakes_name_the_key_and_the_value(tmp_path: Path, text: str, expected: list[str]) -> None:

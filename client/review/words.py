@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from client.index_summary import UNKNOWN, Group, IndexSummary, SetAside, VariableCounts
+from client.review.summary import UNKNOWN, Group, IndexSummary, SetAside, VariableCounts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from client.data.reasons import CAUSES
-from client.index_summary import AGE_BANDS, MIN_CELL, Counts, age_bands, plain, summarise
-from client.index_words import headline, not_asked, notices, percent, render
+from client.review.summary import AGE_BANDS, MIN_CELL, Counts, age_bands, plain, summarise
+from client.review.words import headline, not_asked, notices, percent, render
 from client.site import EvaluateConfig
 
 SPLITS = ("train", "validation", "test")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import tomli_w
 
-from client.guess_columns import LabelGuess
-from client.index_summary import plain
+from client.review.summary import plain
+from client.setup.guess_columns import LabelGuess
 from common.clinical import VARIABLES
 from common.findings import Uncertainty
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import index_page
-from client.index_page import contact_sheets, render_page, write_page
-from client.index_summary import summarise
+from client.review import page as index_page
+from client.review.page import contact_sheets, render_page, write_page
+from client.review.summary import summarise
 from common.errors import DataError
 from common.findings import FINDINGS
 

@@ -13,14 +13,14 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 from rich.console import Console
 
-from client import guess_files
 from client.data.index import index_site
 from client.data.public import padchest
 from client.data.public.layouts import LAYOUTS
-from client.guess import guess_site
-from client.guess_columns import by_name
-from client.interview import ask
-from client.questions import describe_site, from_guesses, suggest_text
+from client.setup import guess_files
+from client.setup.guess import guess_site
+from client.setup.guess_columns import by_name
+from client.setup.interview import ask
+from client.setup.questions import describe_site, from_guesses, suggest_text
 from client.site import load_site
 from common.errors import ConfigError, FedcxrError, TableError
 

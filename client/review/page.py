@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from client import index_words as words
 from client.data.index import Pictures
-from client.index_summary import MIN_CELL, UNKNOWN, IndexSummary, age_bands, plain, summarise, texts
+from client.review import words
+from client.review.summary import MIN_CELL, UNKNOWN, IndexSummary, age_bands, plain, summarise, texts
 from common.errors import DataError
 from common.files import write_atomic
 

@@ -12,12 +12,12 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from client import guess_columns
 from client.data.columns import Text, read_columns
 from client.data.public import chexpert, padchest
-from client.guess_columns import LabelGuess
-from client.guess_files import MOST_ENTRIES, PICTURES, Tree, holds_dicom, locate, look, name_files
-from client.index_words import counted
+from client.review.words import counted
+from client.setup import guess_columns
+from client.setup.guess_columns import LabelGuess
+from client.setup.guess_files import MOST_ENTRIES, PICTURES, Tree, holds_dicom, locate, look, name_files
 from client.site import Join
 from common.errors import ConfigError, TableError
 from common.findings import suggest

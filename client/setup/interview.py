@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from client.guess import Guess, as_layout, with_table
-from client.guess_columns import LabelGuess
+from client.setup.guess import Guess, as_layout, with_table
+from client.setup.guess_columns import LabelGuess
+from client.setup.site_text import Draft, write_site
 from client.site import BurnedIn, Join, Layout
-from client.site_text import Draft, write_site
 from common.errors import ConfigError, FedcxrError, closest
 from common.findings import CHEXPERT_5, Uncertainty
 

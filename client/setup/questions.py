@@ -1,6 +1,6 @@
 """Make a site.toml by questions in a terminal, each with its guess, or from the guesses alone.
 
-No cell of a table is shown but the words of label columns that `client.guess_columns` lets pass.
+No cell of a table is shown but the words of label columns that `client.setup.guess_columns` lets pass.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client import guess_columns
 from client.data.folder import CONFLICT
-from client.guess import Guess, guess_site
-from client.guess_columns import LabelGuess
-from client.index_summary import plain
-from client.interview import Tell, ask, draft, patient_needed, uncertain, usual_views
+from client.review.summary import plain
+from client.setup import guess_columns
+from client.setup.guess import Guess, guess_site
+from client.setup.guess_columns import LabelGuess
+from client.setup.interview import Tell, ask, draft, patient_needed, uncertain, usual_views
+from client.setup.site_text import clinical_lines, column_lines, label_lines, write_site
 from client.site import load_site
-from client.site_text import clinical_lines, column_lines, label_lines, write_site
 from common.clinical import suggest_variables
 from common.errors import ConfigError
 from common.files import READABLE, write_atomic

@@ -1,0 +1,1 @@
+"""What people look at after indexing: counts, words and a page with pictures."""

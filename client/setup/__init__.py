@@ -1,0 +1,1 @@
+"""Making a site.toml: looking at a folder, guessing, asking."""
