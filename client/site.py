@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from client.data.facts import BurnedIn
 from common.clinical import VARIABLES, canonical_variable
 from common.config import read_toml, shortened
 from common.errors import ConfigError, LabelError, closest
@@ -38,7 +39,6 @@ Layout = Literal[
     "table", "folder", "nih", "chexpert", "mimic", "padchest", "vindr", "rsna", "siim", "openi", "covid"
 ]
 Join = Literal["study", "accession", "patient", "instance", "file"]
-BurnedIn = Literal["refuse", "require-no", "accept"]
 Redaction = Literal["none", "word", "sentence", "indication"]
 
 

@@ -7,7 +7,7 @@ already (PS3.3 C.8.11.4), Patient Orientation where the patient's sides are, not
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +32,8 @@ from pydicom.uid import (
 
 from client.data.codestream import END, jpeg_2000_frame, jpeg_frame
 from client.data.dicom_header import text, value
+from client.data.facts import BurnedIn
 from client.data.reasons import MAX_PIXELS, RefusedImage
-
-BurnedIn = Literal["refuse", "require-no", "accept"]
-"""What becomes of a file by its Burned In Annotation (PS3.3 C.7.6.1): ``refuse`` sets YES aside,
-``require-no`` also a file that does not say, ``accept`` takes all."""
 
 MODALITIES = ("CR", "DX", "DR", "RG")
 """PS3.3 C.7.3.1.1.1: computed and digital radiography and film; DR is not in it and is in use."""
@@ -138,8 +135,8 @@ def decode(dataset: Dataset) -> NDArray[np.generic]:
         if syntax == JPEGExtended12Bit and bits > 8:
             # pydicom has GDCM refuse 12-bit JPEG, which GDCM decodes: it goes by the codestream.
             decoder, plugin = get_decoder(JPEGLosslessSV1), "gdcm"
-    elif len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
-        raise RefusedImage("truncated", "the pixel data is shorter than rows x columns")
+    else:
+        _check_length(dataset)
     # From the bytes, not the data set, whose transfer syntax need not be the decoder's.
     options: Any = {
         "rows": dataset.Rows,
@@ -157,6 +154,15 @@ def decode(dataset: Dataset) -> NDArray[np.generic]:
     }
     pixels, _ = decoder.as_array(dataset.PixelData, index=0, raw=True, decoding_plugin=plugin, **options)
     return pixels
+
+
+def _check_length(dataset: Dataset) -> None:
+    """Hold uncompressed pixel data to rows x columns; some writers pad it by a few bytes."""
+    expected = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+    if len(dataset.PixelData) < expected:
+        raise RefusedImage("truncated", "the pixel data is shorter than rows x columns")
+    if len(dataset.PixelData) > 1.02 * expected + 512:
+        raise RefusedImage("dimensions", "the pixel data is longer than rows x columns")
 
 
 def _check_codestream(dataset: Dataset, syntax: UID) -> int:

@@ -67,7 +67,7 @@ def parse(data: bytes) -> Dataset:
     """Parse what is wanted of a DICOM file, pixel data included and not yet decoded.
 
     Raises:
-        RefusedImage: too-deep or too-large.
+        RefusedImage: too-deep, too-large, truncated or decode.
     """
     # pydicom's complaints about a malformed value quote it, and it may be a name. Nothing is
     # lost: what cannot be converted still raises. The same for every thread, so never restored.
@@ -126,7 +126,7 @@ def _walk(data: bytes, start: int, order: str = "<", *, meta: bool = False) -> N
     a sequence (PS3.5 6.2.2). What it does not understand it leaves to the parser to judge.
 
     Raises:
-        RefusedImage: too-deep or too-large.
+        RefusedImage: too-deep, too-large, or truncated if it ends within an element.
     """
     tag_at, length_at = struct.Struct(order + "HH").unpack_from, struct.Struct(order + "L").unpack_from
     item = struct.pack(order + "HH", _ITEM >> 16, _ITEM & 0xFFFF)
@@ -137,6 +137,8 @@ def _walk(data: bytes, start: int, order: str = "<", *, meta: bool = False) -> N
         while at + 8 > levels[-1].end:
             ended = levels.pop()
             if not levels:
+                if at < ended.end:
+                    raise RefusedImage("truncated", "the header ends within an element")
                 return
             depth -= ended.sequence
             at = ended.end
@@ -164,12 +166,16 @@ def _walk(data: bytes, start: int, order: str = "<", *, meta: bool = False) -> N
             vr, length, at = b"", length_at(data, at + 4)[0], at + 8
         elif vr in _LONG_VRS:
             if at + 12 > len(data):
-                return
+                raise RefusedImage("truncated", "the header ends within an element")
             length, at = length_at(data, at + 8)[0], at + 12
         else:
             length, at = struct.unpack_from(order + "H", data, at + 6)[0], at + 8
         if tag == _PIXEL_DATA and len(levels) == 1 and vr not in (b"SQ", b"UN"):
+            if length == _UNDEFINED and data.rfind(sequence_end, at) < 0:
+                raise RefusedImage("truncated", "the encapsulated pixels have no end")
             return
+        if len(levels) == 1 and length != _UNDEFINED and at + length > level.end:
+            raise RefusedImage("truncated", "the header ends within an element")
         if _is_sequence(tag, vr, length, data[at : at + 4] == item):
             depth += 1
             if depth > MAX_DEPTH:
@@ -217,7 +223,8 @@ def view(header: Dataset) -> str:
     """Return View Position, or what View Code Sequence says in its place (PS3.3 C.8.11.5)."""
     position = text(header, "ViewPosition").upper()
     if position:
-        return position
+        # A Code String has 16 characters at most (PS3.5 6.2); more of them is something else.
+        return position if re.fullmatch(r"[A-Z0-9 _]{1,16}", position) else ""
     items = value(header, "ViewCodeSequence")
     for item in items if isinstance(items, Sequence) else ():
         code = text(item, "CodeValue")

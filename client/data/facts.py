@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+BurnedIn = Literal["refuse", "require-no", "accept"]
+"""What becomes of a DICOM file by its Burned In Annotation (PS3.3 C.7.6.1): ``refuse`` sets YES
+aside, ``require-no`` also a file that does not say, ``accept`` takes all."""
 
 
 class Facts(NamedTuple):

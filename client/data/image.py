@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps
 
 from client.data import dicom, dicom_header
-from client.data.dicom import BurnedIn
-from client.data.facts import Facts
+from client.data.facts import BurnedIn, Facts
 from client.data.reasons import MAX_BYTES, MAX_PIXELS, Reason, RefusedImage
 
 CHANNEL_TOLERANCE = 8

@@ -28,10 +28,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.facts import Facts
+from client.data.facts import BurnedIn, Facts
 from client.data.transforms import Fit
 from client.data.workers import shared_workers
-from client.site import BurnedIn
 from common.errors import DataError
 from common.files import sync_folder
 

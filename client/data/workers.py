@@ -25,7 +25,7 @@ from client.data.reasons import Reason
 from common.errors import DataError
 
 if TYPE_CHECKING:
-    from client.data.dicom import BurnedIn
+    from client.data.facts import BurnedIn
     from client.data.transforms import Fit
 
 _log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
+from client.data.facts import BurnedIn
 from client.setup.guess import Guess, as_layout, with_table
 from client.setup.guess_columns import LabelGuess
 from client.setup.site_text import Draft, write_site
-from client.site import BurnedIn, Join, Layout
+from client.site import Join, Layout
 from common.errors import ConfigError, FedcxrError, closest
 from common.findings import CHEXPERT_5, Uncertainty
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from client.data.columns import NUL
 from client.data.index import index_site
 from client.data.reasons import CAUSES
 from client.site import load_site
@@ -60,7 +61,7 @@ def by_path(pairs: list[tuple[str, str]]) -> dict[str, list[str]]:
 def test_every_spoiled_study_gets_its_code_and_every_sound_one_is_used(
     folder: Path, index: pd.DataFrame
 ) -> None:
-    spoiled = by_path([(row["path"], row["code"]) for row in rows(folder / "spoiled.csv")])
+    spoiled = by_path([(row["path"].replace("\0", NUL), row["code"]) for row in rows(folder / "spoiled.csv")])
     told = by_path(list(zip(index["path"], index["code"], strict=True)))
     wrong = {path: (codes, told.get(path)) for path, codes in spoiled.items() if told.get(path) != codes}
     assert not wrong
