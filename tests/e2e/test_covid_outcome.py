@@ -14,7 +14,7 @@ from client.data.table import read_studies
 from client.site import load_site
 from simulations.cli import app
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.timeout(300)]
 SITES = {"covid_italy", "covid_northamerica", "covid_uk", "hannover_de"}
 
 
