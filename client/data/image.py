@@ -24,7 +24,7 @@ from client.data.reasons import MAX_BYTES, MAX_PIXELS, Reason, RefusedImage
 CHANNEL_TOLERANCE = 8
 """Largest difference of two channels, of 255, in a grey image that was stored as colour JPEG."""
 
-_HASHED = 256
+_HASHED = 128
 """Short side of the picture that is hashed, about: the hash itself looks at 64 x 64."""
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"

@@ -20,19 +20,20 @@ def standardise(image: NDArray[np.float32] | Image.Image, size: int, fit: Fit = 
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
-    # "F" keeps the precision of 12-bit detectors until the last step.
-    white, picture = (255, image.convert("F")) if image.mode == "L" else (1, image)
-    width, height = picture.size
+    # "F" keeps the precision of 12-bit detectors until the last step; "L" is as exact as 8 bits are.
+    width, height = image.size
     short, long = min(height, width), max(height, width)
     if fit == "crop":
         left, top = (width - short) / 2, (height - short) / 2
         # Cropping inside the resize: a 1 x 60,000 image never becomes 224 x 13 million.
         box = (left, top, left + short, top + short)
-        square = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+        square = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
     else:
         inner_h, inner_w = (max(1, round(side * size / long)) for side in (height, width))
-        inner = np.asarray(picture.resize((inner_w, inner_h), Image.Resampling.BILINEAR))
+        inner = np.asarray(image.resize((inner_w, inner_h), Image.Resampling.BILINEAR))
         top, left = (size - inner_h) // 2, (size - inner_w) // 2
-        square = np.zeros((size, size), dtype=np.float32)
+        square = np.zeros((size, size), dtype=inner.dtype)
         square[top : top + inner_h, left : left + inner_w] = inner
-    return np.asarray(np.rint(np.clip(square / np.float32(white), 0.0, 1.0) * 255), dtype=np.uint8)
+    if image.mode == "L":
+        return square
+    return np.asarray(np.rint(np.clip(square, 0.0, 1.0) * 255), dtype=np.uint8)

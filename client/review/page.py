@@ -192,7 +192,7 @@ def _sprite(tiles: NDArray[np.uint8]) -> str:
     step = 256 // _LEVELS
     coarse = np.round((strip // step) * (255 / (_LEVELS - 1))).astype(np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(coarse).save(stream, "PNG", compress_level=6)
+    Image.fromarray(coarse).save(stream, "PNG", compress_level=2)
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
 

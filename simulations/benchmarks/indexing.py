@@ -1,6 +1,6 @@
 """Indexing a site against a bare Pillow loop that only decodes and resizes the same PNGs.
 
-    python -m simulations.benchmarks.indexing --studies 2000 --size 512
+    python -m simulations.benchmarks.indexing --studies 2000 --size 1024
 
 Both run as commands of their own, start-up included, on the same warm files, in turns. The loop
 runs in two processes; indexing takes as many as the machine has cores.
@@ -57,7 +57,7 @@ def main() -> None:
     """Print the ratios of each turn, their median and their range."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=512, help="side of the PNGs in pixels")
+    parser.add_argument("--size", type=int, default=1024, help="side of the PNGs in pixels")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="keep the site here, or use the one that is here")
     options = parser.parse_args()

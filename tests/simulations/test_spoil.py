@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,8 +19,12 @@ from client.data.columns import NUL
 from client.data.index import index_site
 from client.data.reasons import CAUSES
 from client.site import load_site
+from common.config import read_toml
 from simulations.cli import app
+from simulations.experiment import Experiment
 from simulations.phantom.spoiled import PLANTED
+from simulations.run import run_experiment
+from simulations.view import View
 
 STUDIES = 150
 GIGABYTE = 2**30
@@ -152,6 +157,24 @@ def test_nothing_is_logged_about_a_patient(folder: Path, caplog: pytest.LogCaptu
     printed = capfd.readouterr()
     for text in (caplog.text, printed.out, printed.err):
         assert PLANTED.lower() not in text.lower()
+
+
+def test_a_federation_with_it_completes(folder: Path, tiny: Any, tmp_path: Path) -> None:
+    body = read_toml(folder / "site.toml")
+    del body["name"]
+    sites = {"spoilt": {"site": body}, "north": {"phantom": {"studies": 60, "seed": 1, "size": 32}}}
+    tree = tiny().model_dump(exclude={"sites", "data"})
+    data = {"findings": ["cardiomegaly", "effusion"], "image_size": 32, "root": str(folder)}
+    experiment = Experiment.build({**tree, "sites": sites, "data": data, "arms": ["federated", "pooled"]})
+    out = tmp_path / "run"
+    report = run_experiment(experiment, out, engine="inline", resume=False, view=View("quiet"))
+    assert set(report.sites) == {"spoilt", "north"}
+    assert all(part.status == "committed" and not part.missing for part in report.rounds)
+    codes = Counter(row["code"] for row in rows(folder / "spoiled.csv"))
+    assert report.sites["spoilt"].quarantined == {
+        code: count for code, count in codes.items() if code and CAUSES[code].fault
+    }
+    assert PLANTED not in (out / "report.html").read_text() + (out / "report.json").read_text()
 
 
 @pytest.mark.parametrize("options", [["--studies", "50"], ["--size", "32"], ["--findings", "edema"]])
