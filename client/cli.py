@@ -49,25 +49,31 @@ def index(
         from rich.console import Console
 
         from client.data.index import index_site, write_index
-        from client.review.page import write_page
         from client.review.summary import summarise
         from client.review.words import render
-        from client.setup.questions import describe_site, suggest_text
         from client.site import load_site
 
         console = Console()
         file = place if not place.is_dir() else place / "site.toml"
         if suggest:
+            from client.setup.questions import suggest_text
+
             typer.echo(suggest_text(_columns_of(file)))
             return
         if place.is_dir() and not file.is_file():
+            from client.setup.questions import describe_site
+
             describe_site(place, console, take_guesses=yes or not sys.stdin.isatty())
         site = load_site(file)
         with _progress(console) as progress:
             table, pictures = index_site(site, progress)
         folder = site.data.state / "index"
-        write_index(table, folder)
-        page = write_page(table, pictures, site.name, folder, site.evaluate.min_cell)
+        page = folder / "index.html"
+        changed = write_index(table, folder / "index.parquet")
+        if changed or not page.is_file() or page.stat().st_mtime < file.stat().st_mtime:
+            from client.review.page import write_page
+
+            write_page(table, pictures, site.name, folder, site.evaluate.min_cell)
         console.print(render(summarise(table, site.name, site.evaluate.min_cell)))
         typer.echo(f"Index: {(folder / 'index.parquet').resolve()}\nTo look at: {page.resolve()}")
 

@@ -59,13 +59,14 @@ def index_site(
     return _frame(assessed), Pictures(assessed)
 
 
-def write_index(index: pd.DataFrame, folder: Path) -> Path:
-    """Write ``index.parquet``, readable by its owner only."""
+def write_index(index: pd.DataFrame, file: Path) -> bool:
+    """Write the index as Parquet, readable by its owner only; returns whether it is another than before."""
     buffer = io.BytesIO()
     index.to_parquet(buffer, index=False)
-    file = folder / "index.parquet"
+    if file.is_file() and file.read_bytes() == buffer.getvalue():
+        return False
     write_atomic(file, buffer.getvalue())
-    return file
+    return True
 
 
 def _frame(assessed: Assessed) -> pd.DataFrame:

@@ -16,8 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from client.data.folder import INDEX_SIZE
 from simulations.make_site import make_site
@@ -53,6 +59,20 @@ def index(site: Path) -> float:
     return time.monotonic() - begun
 
 
+def enlarge(path: str, size: int) -> None:
+    """Bring a phantom to the size of a real radiograph's PNG, with a detector's noise."""
+    picture = Image.open(path).resize((size, size), Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(zlib.crc32(path.encode())).normal(0, 2, (size, size))
+    noisy = np.clip(np.asarray(picture, dtype=np.float32) + noise, 0, 255)
+    Image.fromarray(noisy.astype(np.uint8)).save(path)
+
+
+def paths_of(site: Path) -> list[str]:
+    """Return the images a site's table names."""
+    with (site.parent / "studies.csv").open(newline="", encoding="utf-8-sig") as table:
+        return [str(site.parent / row["path"]) for row in csv.DictReader(table)]
+
+
 def main() -> None:
     """Print the ratios of each turn, their median and their range."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -64,9 +84,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         site = (options.folder or Path(temporary)) / "site" / "site.toml"
         if not site.is_file():
-            make_site(site.parent, "bench", options.studies, 0, options.size, workers=2)
-        with (site.parent / "studies.csv").open(newline="", encoding="utf-8-sig") as table:
-            paths = [str(site.parent / row["path"]) for row in csv.DictReader(table)]
+            make_site(site.parent, "bench", options.studies, 0, min(options.size, 256), workers=2)
+            if options.size > 256:
+                with ProcessPoolExecutor(2) as pool:
+                    list(pool.map(enlarge, paths_of(site), repeat(options.size), chunksize=50))
+        paths = paths_of(site)
         bare_loop(paths)
         first, second = [], []
         for turn in range(options.turns):
