@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from client.data.columns import Text, years
 from client.data.duplicates import find_duplicates
+from client.data.labels import person
 from client.data.pixel_cache import PixelCache, Progress
 from client.data.reasons import CAUSES
 from client.data.split import check_split, split_by_patient
@@ -117,7 +118,13 @@ def _with_facts(table: StudyTable, cached: NDArray[np.int64], cache: PixelCache)
     age = table.age.copy()
     told_age = years(np.array([fact.age for fact in cache.facts], dtype=np.str_))
     age[cached] = np.where(np.isnan(age[cached]), told_age, age[cached])
-    return replace(table, age=age, **filled)
+    clinical = table.clinical.copy()
+    for j, name in enumerate(table.variables):
+        if name in ("age", "male"):
+            clinical[:, j] = np.where(
+                np.isnan(clinical[:, j]), person(name, age, filled["sex"]), clinical[:, j]
+            )
+    return replace(table, age=age, clinical=clinical, **filled)
 
 
 def _splits(table: StudyTable, code: Text, site: SiteConfig) -> Text:

@@ -134,6 +134,7 @@ def numbers(cells: Text) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     >>> numbers(np.array(["1", "", "x"]))
     (array([ 1., nan, nan]), array([False, False,  True]))
     """
+    cells = fixed_width(cells)
     empty = (cells == "") | (np.char.lower(cells) == "nan")
     words = pd.Series(np.where(empty, "nan", cells), dtype=object)
     values = pd.to_numeric(words, errors="coerce").to_numpy(np.float64, copy=True)

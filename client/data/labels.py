@@ -125,10 +125,8 @@ def read_clinical(
         if name in site.clinical:
             cells = column(columns, site.clinical[name], f"clinical.{name}", site.data.source)[rows]
             values, _ = numbers(cells)
-        elif name == "age":
-            values = age.astype(np.float64)
-        elif name == "male":
-            values = np.select([sex == "M", sex == "F"], [1.0, 0.0], np.nan)
+        elif name in ("age", "male"):
+            values = person(name, age, sex)
         elif name in columns and site.data.layout not in ("table", "folder"):
             values, _ = numbers(columns[name][rows])
         else:
@@ -137,14 +135,21 @@ def read_clinical(
     return table
 
 
-def clinical_names(site: SiteConfig, columns: Mapping[str, Text]) -> tuple[str, ...]:
-    """Return the clinical variables this site can fill."""
+def person(name: str, age: NDArray[np.float32], sex: Text) -> NDArray[np.float64]:
+    """Return the variable age or male from what is known of age (years) and sex (M, F)."""
+    if name == "age":
+        return plausible(age.astype(np.float64), name)
+    return np.select([sex == "M", sex == "F"], [1.0, 0.0], np.nan)
+
+
+def clinical_names(site: SiteConfig, columns: Mapping[str, Text], headers: bool) -> tuple[str, ...]:
+    """Return the clinical variables this site can fill; ``headers``: DICOM files may tell age and sex."""
     public = site.data.layout not in ("table", "folder")
     return tuple(
         name
         for name in VARIABLES
         if name in site.clinical
-        or (name == "age" and site.columns.age in columns)
-        or (name == "male" and site.columns.sex in columns)
+        or (name == "age" and (headers or site.columns.age in columns))
+        or (name == "male" and (headers or site.columns.sex in columns))
         or (public and name in columns)
     )

@@ -87,7 +87,6 @@ def read_studies(
     names = site.columns
     annotated = tuple(label_sources(site, columns))
     wanted = annotated if findings is None else tuple(canonical(finding) for finding in findings)
-    variables = clinical_names(site, columns) if clinical is None else tuple(clinical)
     if names.path not in columns and names.patient not in columns:
         # Without a header the first study stands for it, and its cells must not be shown.
         raise TableError(
@@ -98,6 +97,8 @@ def read_studies(
     path = column(columns, names.path, "columns.path", name)
     patient = column(columns, names.patient, "columns.patient", name)
     rows, removed = _kept(columns, path, site)
+    headers = bool(_maybe_dicom(path[rows]).any())
+    variables = clinical_names(site, columns, headers) if clinical is None else tuple(clinical)
     strata = read_labels(columns, rows, site, annotated)
     age = years(_optional(columns, names, "age", name)[rows])
     sex = _sexes(_optional(columns, names, "sex", name)[rows])

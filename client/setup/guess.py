@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from client.data.columns import Text, read_columns
+from client.data.columns import Text, fixed_width, read_columns
 from client.data.public import chexpert, padchest
 from client.review.words import counted
 from client.setup import guess_columns
@@ -127,7 +127,7 @@ def with_table(guess: Guess, table: str) -> Guess:
     Raises:
         TableError: if it cannot be read.
     """
-    columns = read_columns(guess.folder / table)
+    columns = {n: fixed_width(cells) for n, cells in read_columns(guess.folder / table).items()}
     if guess_columns.headerless(list(columns)):
         raise TableError(f"{table} has no header row", fix="write the columns' names into its first row")
     path, root, share = locate(guess.folder, guess.tree, columns)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.data.columns import fixed_width
 from client.data.folder import CONFLICT
 from client.review.summary import plain
 from client.setup import guess_columns
@@ -114,7 +115,7 @@ def suggest_text(columns: Iterable[str]) -> str:
     """
     remarks: list[str] = []
     if isinstance(columns, Mapping):
-        cells = {name: column for name, column in columns.items() if name != CONFLICT}
+        cells = {name: fixed_width(column) for name, column in columns.items() if name != CONFLICT}
         names = list(cells)
         roles, doubts = guess_columns.roles(cells)
         rest = {name: column for name, column in cells.items() if name not in roles.values()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.data.assess import assess_site
 from client.data.folder import walk
 from client.data.table import read_studies
 from client.site import SiteConfig, load_site
@@ -121,3 +122,10 @@ def test_a_table_where_one_is_read(tmp_path: Path, data: str) -> None:
     (tmp_path / "site.toml").write_text(f'name = "a"\n[data]\n{data}')
     with pytest.raises(ConfigError, match=r"data\.table"):
         load_site(tmp_path / "site.toml")
+
+
+def test_age_and_sex_of_the_headers_are_clinical_variables(make_folder: Callable[..., SiteConfig]) -> None:
+    site = make_folder("ACC,E,age\nACC0,1,\nACC1,0,45\nACC2,1,\n", TOML)
+    assessed = assess_site(site, None, None, 16)
+    assert assessed.table.variables == ("age", "male")
+    np.testing.assert_array_equal(assessed.table.clinical[:2], [[61, 0], [45, 0]])

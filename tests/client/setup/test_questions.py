@@ -13,6 +13,7 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 from rich.console import Console
 
+from client.data.columns import read_columns
 from client.data.index import index_site
 from client.data.public import padchest
 from client.data.public.layouts import LAYOUTS
@@ -651,3 +652,13 @@ def test_a_broken_table_is_an_error_of_ours_not_a_traceback(hospital):
     with pytest.raises(TableError) as caught:
         guess_site(folder)
     assert isinstance(caught.value, FedcxrError)
+
+
+def test_a_column_of_reports_is_looked_at_like_any_other(hospital):
+    long = ["Heart size is normal. " * 40] * ROWS
+    folder = hospital(
+        MRN=[f"m{i}" for i in range(ROWS)], view=["PA"] * ROWS, report=long, Edema=[0, 1] * (ROWS // 2)
+    )
+    settings, text, _ = interview(folder)
+    assert settings.columns.report == "report" and "Heart" not in text
+    assert 'report = "report"' in suggest_text(read_columns(folder / "studies.csv"))
