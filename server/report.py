@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import READABLE, write_atomic
+from common.page import templates_in
 from server import report_words as words
 from server.report_schema import Arm, FindingResult, Report
 
@@ -68,16 +69,7 @@ def read_report(path: Path) -> Report:
 
 def render(report: Report) -> str:
     """Return the page as HTML; every text of the report is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates_in(Path(__file__).parent / "templates")
     environment.filters.update(_FILTERS)
     return environment.get_template("report.html.j2").render(_view(report))
 

@@ -24,6 +24,7 @@ from client.review import words
 from client.review.summary import MIN_CELL, UNKNOWN, IndexSummary, age_bands, plain, summarise, texts
 from common.errors import DataError
 from common.files import write_atomic
+from common.page import templates_in
 
 SPRITE_BYTES = 2_200_000
 """All pictures of a page together, as base64; fewer per sheet are drawn if they come to more."""
@@ -91,16 +92,7 @@ def render_page(
     min_cell: int = MIN_CELL,
 ) -> str:
     """Return the page as HTML; the same index and time give the same page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates_in(Path(__file__).parent / "templates")
     environment.filters |= {
         "percent": words.percent,
         "amount": words.amount,

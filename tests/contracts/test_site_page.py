@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from client.site import SiteConfig
-
-
-def keys(model: type[BaseModel] = SiteConfig, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from keys(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+from common.config import known_keys
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +21,7 @@ def rows(repository: Path) -> list[list[str]]:
 
 def test_every_key_is_explained_and_no_other(rows: list[list[str]]) -> None:
     told = {re.sub(r"\.[A-Z]+$", "", key) for row in rows for key in re.findall(r"`([^`]+)`", row[0])}
-    assert told == set(keys())
+    assert told == set(known_keys(SiteConfig))
 
 
 def test_defaults_are_as_told(rows: list[list[str]]) -> None:
