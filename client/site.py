@@ -30,9 +30,9 @@ from pydantic import (
 
 from client.data.facts import BurnedIn
 from common.clinical import VARIABLES, canonical_variable
-from common.config import read_toml, shortened
 from common.errors import ConfigError, LabelError, closest
 from common.findings import CHEXPERT_5, FINDINGS, Uncertainty, canonical
+from common.overrides import read_toml, shortened
 
 Value = str | int | float
 Layout = Literal[

@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 from safetensors import SafetensorError
 
 from common.adapter import AdapterState
-from common.config import RunConfig, read_toml
+from common.config import RunConfig
 from common.errors import CheckpointError
 from common.files import write_atomic
 from common.model.build import CxrModel, build_model
 from common.model.digest import code_digest
+from common.overrides import read_toml
 from common.pet.phase import trained_count
 from common.protocol import Split, Value
 from server.checkpoint import Checkpoint

@@ -132,7 +132,7 @@ def list_keys(
 def list_experiments() -> None:
     """Name the experiments that come with the package."""
     with fail_clearly():
-        from common.config import read_toml
+        from common.overrides import read_toml
         from simulations.experiment import shipped
 
         for name, path in sorted(shipped().items()):

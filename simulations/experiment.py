@@ -9,19 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.config import (
-    DataConfig,
-    Findings,
-    Positive,
-    RunConfig,
-    Section,
-    comma_list,
-    merge,
-    parse_assignment,
-    read_toml,
-    set_key,
-)
+from common.config import DataConfig, Findings, Positive, RunConfig, Section, comma_list
 from common.errors import ConfigError, closest
+from common.overrides import merge, parse_assignment, read_toml, set_key
 from simulations.faults import Fault
 from simulations.partition import Scheme
 

@@ -17,9 +17,10 @@ import tomli_w
 from client.data.dataset import load_site_data
 from client.data.table import StudyTable, read_studies
 from client.site import SiteConfig, load_site
-from common.config import RunConfig, read_toml
+from common.config import RunConfig
 from common.errors import ConfigError, TableError
 from common.files import write_atomic
+from common.overrides import read_toml
 from common.seeds import numpy_generator
 from simulations.experiment import Experiment, PartitionSpec, PhantomSpec, SiteSpec
 from simulations.partition import partition

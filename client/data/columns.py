@@ -7,6 +7,7 @@ never a cell: a cell may hold a patient's name.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,31 +35,47 @@ def read_columns(path: Path) -> dict[str, Text]:
     """
     if not path.is_file():
         raise TableError(f"there is no table {path.name}", found=str(path), fix="set data.table in site.toml")
-    try:
-        columns = _parquet(path) if path.suffix.lower() in {".parquet", ".pq"} else _csv(path)
-    except UnicodeDecodeError:
-        raise TableError(f"{path.name} is not UTF-8 text", fix="save the table as CSV UTF-8") from None
-    except pd.errors.EmptyDataError:
-        columns = {}
-    except pd.errors.ParserError as error:
-        line = re.search(r"(?:line|row) \d+", str(error))
-        raise TableError(
-            f"{path.name} is not a regular table" + (f" at {line[0]}" if line else ""),
-            fix="a line has more fields than the header or a quote is left open",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TableError(f"{path.name} cannot be read", found=type(error).__name__) from None
+    if path.suffix.lower() in {".parquet", ".pq"}:
+        try:
+            columns = _parquet(path)
+        except (OSError, ValueError) as error:
+            raise TableError(f"{path.name} cannot be read", found=type(error).__name__) from None
+    else:
+        columns = _csv(path)
     if not columns or not len(next(iter(columns.values()))):
         raise TableError(f"{path.name} has no rows", fix="export it again, or name another table")
     return columns
 
 
+def read_frame(path: Path, name: str, fix: str) -> pd.DataFrame:
+    """Read a CSV, also a compressed one, as text; its header is the first row.
+
+    Without a header of its own, for with one pandas takes a surplus first column for an index and
+    so shifts every label by one column; without one the surplus is an error.
+
+    Raises:
+        TableError: if it is damaged, empty, no UTF-8, or a row has more fields than the first.
+    """
+    try:
+        return pd.read_csv(path, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise TableError(f"{name} is not UTF-8 text", fix=f"save it as CSV UTF-8, or {fix}") from None
+    except pd.errors.EmptyDataError:
+        raise TableError(f"{name} has no rows", fix=fix) from None
+    except pd.errors.ParserError as error:
+        line = re.search(r"(?:line|row) \d+", str(error))
+        raise TableError(
+            f"{name} is not a regular table" + (f" at {line[0]}" if line else ""),
+            fix=f"a line has more fields than the header or a quote is left open: {fix}",
+        ) from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise TableError(
+            f"{name} cannot be read", found=type(error).__name__, fix=f"check its rights, or {fix}"
+        ) from None
+
+
 def _csv(path: Path) -> dict[str, Text]:
-    # header=None: with a header pandas takes a surplus first column for an index and so shifts
-    # every label by one column; without one the surplus is a ParserError.
-    frame = pd.read_csv(
-        path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", low_memory=False
-    )
+    frame = read_frame(path, path.name, "export it again")
     names = [str(name).strip() for name in frame.iloc[0]]
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
         raise TableError(f"{path.name} is not separated by commas", fix="save the table as CSV with commas")

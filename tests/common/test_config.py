@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import RunConfig, known_keys, merge, parse_assignment, read_toml, set_key
+from common.config import RunConfig, known_keys
 from common.errors import ConfigError
 from common.findings import FINDINGS
+from common.overrides import merge, parse_assignment, read_toml, set_key
 
 finite = st.floats(0, 1e6, allow_nan=False)
 words = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.adapter import AdapterState
-from common.config import merge
+from common.overrides import merge
 from server.report_schema import Report
 from simulations.engine import Engine
 from simulations.experiment import Experiment

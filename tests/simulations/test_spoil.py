@@ -19,7 +19,7 @@ from client.data.columns import NUL
 from client.data.index import index_site
 from client.data.reasons import CAUSES
 from client.site import load_site
-from common.config import read_toml
+from common.overrides import read_toml
 from simulations.cli import app
 from simulations.experiment import Experiment
 from simulations.phantom.spoiled import PLANTED

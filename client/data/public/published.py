@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from client.data.columns import Text, listing, years
+from client.data.columns import Text, listing, read_frame, years
 from client.data.split import split_by_patient
 from common.errors import TableError
 
@@ -87,7 +84,7 @@ def read_table(
         TableError: if the file is damaged, is no CSV in UTF-8, has no rows, has a row with more
             fields than the header, or lacks a needed column. No cell is shown.
     """
-    frame = _frame(path, layout)
+    frame = read_frame(path, f"{path.name} of the {layout} layout", "download it again")
     first = [str(name).strip() for name in frame.iloc[0]]
     # A set's own trailing comma makes a column without a name; a repeated name cannot be told apart.
     index = {(renamed or {}).get(name, name): i for i, name in reversed(list(enumerate(first))) if name}
@@ -103,28 +100,6 @@ def read_table(
     extra = list(index) if "*" in (chosen := list(optional)) else [name for name in chosen if name in index]
     wanted = dict.fromkeys([*needed, *extra])
     return {name: text(frame[index[name]].iloc[1:].str.strip()) for name in wanted}
-
-
-def _frame(path: Path, layout: str) -> pd.DataFrame:
-    try:
-        # header=None as in `read_columns`: a surplus field is then an error instead of an index.
-        return pd.read_csv(path, header=None, dtype=str, na_filter=False, encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise TableError(f"{path.name} of the {layout} layout is not UTF-8 text") from None
-    except pd.errors.EmptyDataError:
-        raise TableError(f"{path.name} of the {layout} layout is empty", fix="download it again") from None
-    except pd.errors.ParserError as error:
-        line = re.search(r"(?:line|row) \d+", str(error))
-        raise TableError(
-            f"{path.name} of the {layout} layout is not a regular table" + (f" at {line[0]}" if line else ""),
-            fix="a line has more fields than the header or a quote is left open: download it again",
-        ) from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise TableError(
-            f"{path.name} of the {layout} layout cannot be read",
-            found=type(error).__name__,
-            fix="check its rights, or download it again",
-        ) from None
 
 
 def text(cells: Iterable[object]) -> Text:

@@ -46,7 +46,7 @@ def test_a_wrong_header_names_the_missing_columns(write) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is empty"),
+        (b"", "has no rows"),
         (b"Path,Sex\n", "has no rows"),
         (b"Path,Sex\nPLANTED,F\nPLANTED,F,extra\n", "not a regular table at line 3"),
         (b'Path,Sex\n"PLANTED,F\n', "not a regular table"),
