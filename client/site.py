@@ -178,6 +178,13 @@ class TextConfig(_Part):
     """word: pathology words go; sentence: their sentences; indication: the redacted request alone."""
     leak_threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.75
     """Macro AUROC that text alone may reach before ``leak-probe`` fails."""
+    label: tuple[str, ...] = ()
+    """Findings without a column that are read from the reports: present, denied or uncertain."""
+
+    @field_validator("label", mode="after")
+    @classmethod
+    def _findings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(canonical(name) for name in value))
 
 
 class DeviceConfig(_Part):

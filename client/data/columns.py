@@ -124,10 +124,19 @@ def listing(columns: Mapping[str, object]) -> str:
 
 
 def column(columns: Mapping[str, Text], name: str, key: str, table: str) -> Text:
-    """Return one column as fixed-width text, or say which key of site.toml asked for it.
+    """Return one column as fixed-width text; of reports, which that would cut, see `free_text`.
 
     Raises:
-        TableError: if the table has no such column.
+        TableError: if the table has no such column; says which key of site.toml asked for it.
+    """
+    return fixed_width(free_text(columns, name, key, table))
+
+
+def free_text(columns: Mapping[str, Text], name: str, key: str, table: str) -> Text:
+    """Return one column of text of any length.
+
+    Raises:
+        TableError: as `column`.
     """
     if name not in columns:
         raise TableError(
@@ -135,7 +144,7 @@ def column(columns: Mapping[str, Text], name: str, key: str, table: str) -> Text
             found=listing(columns),
             fix=closest(name, columns) or f"set {key} to a column of the table",
         )
-    return fixed_width(columns[name])
+    return columns[name]
 
 
 def fixed_width(cells: Text) -> Text:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client.data.columns import Text, column, fixed_width, listing, matches, numbers
 from client.site import LabelSource, SiteConfig
 from common.clinical import VARIABLES, plausible
-from common.errors import LabelError, closest
+from common.errors import LabelError, TableError, closest
 from common.findings import FINDINGS, label_matrix, suggest
 
 
@@ -22,6 +22,11 @@ class Labels(NamedTuple):
     """``[rows, findings]``: 1, 0, NaN not annotated."""
     odd: NDArray[np.bool_]
     """``[rows]``: a cell is not 1, 0, -1 or empty."""
+
+
+def annotated_findings(site: SiteConfig, columns: Mapping[str, Text]) -> tuple[str, ...]:
+    """Return every finding the site has labels of, from columns or from its reports."""
+    return tuple(dict.fromkeys([*label_sources(site, columns), *site.text.label]))
 
 
 def label_sources(site: SiteConfig, columns: Mapping[str, Text]) -> dict[str, LabelSource]:
@@ -45,13 +50,41 @@ def read_labels(
             negative occurs nowhere, -1 has no policy, or most cells of a column are no labels.
     """
     sources = label_sources(site, columns)
-    values: dict[str, NDArray[np.float64]] = {}
+    read = [finding for finding in findings if finding in site.text.label and finding not in sources]
+    values = _told(columns, rows, site, read) if read else {}
     odd = np.zeros(len(rows), dtype=bool)
     for finding in findings:
         if finding in sources:
             values[finding], wrong = _values(columns, rows, finding, sources[finding], site.data.source)
             odd |= wrong
     return Labels(label_matrix(values, findings, site.uncertainty, len(rows)), odd)
+
+
+def _told(
+    columns: Mapping[str, Text], rows: NDArray[np.int64], site: SiteConfig, findings: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Read findings from what the reports state; NaN where they say nothing of one.
+
+    The indication is left out: what it knows, the image need not show.
+    """
+    from client.text.labeller import label_report
+    from client.text.sections import split_report
+
+    names = {key: getattr(site.columns, key) for key in ("report", "findings_text", "impression")}
+    if not (texts := {key: columns[name] for key, name in names.items() if name in columns}):
+        raise TableError(
+            f"{site.data.source} has no column of reports to read text.label from",
+            found=listing(columns),
+            fix="set columns.report, or columns.findings_text and columns.impression",
+        )
+    values = {finding: np.full(len(rows), np.nan) for finding in findings}
+    for i, row in enumerate(rows):
+        fields = split_report(str(texts["report"][row])) if "report" in texts else {}
+        fields |= {key: str(cells[row]) for key, cells in texts.items() if key != "report"}
+        said = label_report("\n\n".join(text for key, text in fields.items() if key != "indication"))
+        for finding in findings:
+            values[finding][i] = said.get(finding, np.nan)
+    return values
 
 
 def _values(

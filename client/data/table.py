@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from client.data.columns import NUL, Text, column, matches, years
 from client.data.duplicates import same_image
 from client.data.folder import CONFLICT
-from client.data.labels import clinical_names, label_sources, read_clinical, read_labels
+from client.data.labels import annotated_findings, clinical_names, read_clinical, read_labels
 from client.data.reasons import Reason
 from client.data.source import read_source
 from client.data.split import SPLITS, check_split
@@ -85,7 +85,7 @@ def read_studies(
     name = site.data.source
     columns = read_source(site)
     names = site.columns
-    annotated = tuple(label_sources(site, columns))
+    annotated = annotated_findings(site, columns)
     wanted = annotated if findings is None else tuple(canonical(finding) for finding in findings)
     if names.path not in columns and names.patient not in columns:
         # Without a header the first study stands for it, and its cells must not be shown.

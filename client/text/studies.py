@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.columns import Text, column, listing, matches
-from client.data.labels import label_sources, read_labels
+from client.data.columns import Text, column, free_text, listing, matches
+from client.data.labels import annotated_findings, read_labels
 from client.data.source import read_source
 from client.site import Redaction, SiteConfig
 from client.text.leak_probe import ProbeResult, leak_probe
@@ -79,7 +79,7 @@ def read_reports(site: SiteConfig, wanted: Sequence[str] = ()) -> Reports:
     if site.columns.study in columns or "study" in site.columns.model_fields_set:
         study = column(columns, site.columns.study, "columns.study", name)
     written = _text_columns(columns, site, wanted)
-    findings = tuple(label_sources(site, columns))
+    findings = annotated_findings(site, columns)
     return Reports(
         findings=findings,
         path=path[rows],
@@ -101,7 +101,7 @@ def _text_columns(columns: Mapping[str, Text], site: SiteConfig, wanted: Sequenc
     for field, key in COLUMN_KEYS.items():
         named = getattr(site.columns, key)
         if field in wanted or (not wanted and (named in columns or key in site.columns.model_fields_set)):
-            found[field] = column(columns, named, f"columns.{key}", site.data.source)
+            found[field] = free_text(columns, named, f"columns.{key}", site.data.source)
     if not found:
         raise TableError(
             f"{site.data.source} has no column of reports",

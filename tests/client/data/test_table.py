@@ -279,3 +279,28 @@ def test_no_message_holds_a_patient(make_site: Make, planted: tuple[str, ...]) -
             read_studies(make_site(rows, ANY + '[labels]\nedema = "x"\n'), ["edema"])
         for text in planted:
             assert text not in str(caught.value) + repr(caught.value)
+
+
+def test_labels_read_from_reports(make_site: Make) -> None:
+    rows = {
+        "patient": list("abcd"),
+        "report": [
+            "INDICATION: Known edema.\nFINDINGS: Small pleural effusion. No pneumothorax.",
+            "FINDINGS: No effusion. Possible edema.",
+            "Lines and tubes in place.",
+            "",
+        ],
+        "E": ["1", "1", "0", ""],
+    }
+    toml = ANY + '[labels]\nedema = "E"\n[text]\nlabel = ["Pleural Effusion", "edema"]\n'
+    table = read_studies(make_site(rows, toml))
+    assert table.annotated == ("edema", "effusion")
+    nan = np.nan
+    np.testing.assert_array_equal(table.labels, [[1, 1], [1, 0], [0, nan], [nan, nan]])
+    only = ANY + '[text]\nlabel = ["edema"]\n'
+    with pytest.raises(LabelError, match="no policy"):
+        read_studies(make_site(rows, only))
+    table = read_studies(make_site(rows, 'uncertainty = "chexpert-5"\n' + only))
+    np.testing.assert_array_equal(table.labels[:, 0], [nan, 1, nan, nan])  # the indication is not read
+    with pytest.raises(TableError, match="no column of reports"):
+        read_studies(make_site({"patient": ["a"]}, only))

@@ -77,3 +77,9 @@ def test_modes_are_probed_on_the_same_studies(make_report_site: Callable[..., Pa
     assert [result.studies for result in results.values()] == [300, 300]
     assert results["none"].macro_auroc > 0.95 > 0.7 > results["indication"].macro_auroc
     assert np.isfinite(results["indication"].macro_interval).all()
+
+
+def test_a_long_report_is_whole(make_report_site: Callable[..., Path]) -> None:
+    long = "The bony thorax is intact. " * 100 + "Small effusion."
+    site = make_report_site(rows=3, findings=[long, "x", "y"], indication=None, impression=None)
+    assert read_reports(load_site(site)).texts[0] == (("findings", long),)
