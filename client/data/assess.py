@@ -67,7 +67,7 @@ def assess_site(
         DataError: if more than ``data.max_quarantined`` of the rows have a fault, or none can be
             used; counted by code. TableError, LabelError and SplitError as `read_studies`.
     """
-    table = read_studies(site, findings, clinical)
+    table = read_studies(site, findings, clinical, progress)
     cached = np.flatnonzero(table.code == "")
     paths = [str(path) for path in table.path[cached]]
     data = site.data

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from client.data.columns import Text, column, read_columns
-from client.data.pixel_cache import PixelCache
+from client.data.facts import Facts
+from client.data.pixel_cache import PixelCache, Progress
+from client.data.root import Root
 from client.site import SiteConfig
 from common.errors import TableError
 
@@ -49,10 +51,12 @@ def walk(root: Path, without: tuple[Path, ...] = ()) -> Iterator[str]:
                 yield str((here / name).relative_to(root))
 
 
-def read_folder(site: SiteConfig) -> dict[str, Text]:
+def read_folder(site: SiteConfig, progress: Progress | None = None) -> dict[str, Text]:
     """Read what the files' headers say, and join the site's table, if it has one, to it.
 
-    The table's row is found by ``data.join``. A file without a row has empty cells; where two
+    A link that leads out of the folder is listed and not read. What was read is kept in a cache of
+    its own, which holds every file, so that no later choice among them has any read again. The
+    table's row is found by ``data.join``. A file without a row has empty cells; where two
     rows with the same key differ, neither is believed and `CONFLICT` marks the file.
 
     Raises:
@@ -62,8 +66,15 @@ def read_folder(site: SiteConfig) -> dict[str, Text]:
     paths = list(walk(data.root, (data.cache, data.state)))
     if not paths:
         raise TableError("site.toml: data.root holds no image file", found=str(data.root))
-    cache = PixelCache.open(data.cache, paths, data.root, INDEX_SIZE, burned_in=data.burned_in)
-    facts = {key: np.array([getattr(fact, key) for fact in cache.facts], np.str_) for key in _FACTS}
+    root = Root(data.root)
+    inside = [path for path in paths if root.holds(path)]
+    cache = PixelCache.open(
+        data.cache / "folder", inside, data.root, INDEX_SIZE, burned_in=data.burned_in, progress=progress
+    )
+    told = dict(zip(inside, cache.facts, strict=True))
+    facts = {
+        key: np.array([getattr(told.get(path, Facts()), key) for path in paths], np.str_) for key in _FACTS
+    }
     columns = {getattr(names, key): cells for key, cells in facts.items()}
     columns[names.path] = np.array(paths, dtype=np.str_)
     columns[names.file] = np.array([Path(path).name for path in paths], dtype=np.str_)
@@ -87,7 +98,7 @@ def _joined(headers: dict[str, Text], key: str, site: SiteConfig) -> dict[str, T
     joined = {CONFLICT: np.where(rows == _CONTRADICTION, "1", "").astype(np.str_)}
     for name in others:
         cells = np.where(rows >= 0, table[name][np.maximum(rows, 0)], "")
-        joined[name] = np.where(cells == "", headers.get(name, ""), cells).astype(np.str_)
+        joined[name] = np.where(cells == "", headers.get(name, ""), cells)
     _log.info(
         "%d of %d files have a row, %d of %d rows have a file",
         int((rows >= 0).sum()), len(rows), len(set(rows[rows >= 0].tolist())), len(keys),

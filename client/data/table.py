@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.columns import NUL, Text, column, matches, years
+from client.data.columns import Text, column, matches, years
 from client.data.duplicates import same_image
 from client.data.folder import CONFLICT
 from client.data.labels import annotated_findings, clinical_names, read_clinical, read_labels
+from client.data.pixel_cache import Progress
 from client.data.reasons import Reason
+from client.data.root import Root
 from client.data.source import read_source
 from client.data.split import SPLITS, check_split
 from client.site import ColumnsConfig, SiteConfig
@@ -69,7 +71,10 @@ class StudyTable:
 
 
 def read_studies(
-    site: SiteConfig, findings: Sequence[str] | None = None, clinical: Sequence[str] | None = None
+    site: SiteConfig,
+    findings: Sequence[str] | None = None,
+    clinical: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> StudyTable:
     """Read the rows a site offers for these findings and clinical variables; None: all it has.
 
@@ -83,7 +88,7 @@ def read_studies(
         SplitError: if the table's own split is incomplete or shares a patient.
     """
     name = site.data.source
-    columns = read_source(site)
+    columns = read_source(site, progress)
     names = site.columns
     annotated = annotated_findings(site, columns)
     wanted = annotated if findings is None else tuple(canonical(finding) for finding in findings)
@@ -209,7 +214,7 @@ def _plain(paths: Text) -> Text:
 def _codes(table: StudyTable, odd: NDArray[np.bool_], conflicts: NDArray[np.bool_], site: SiteConfig) -> Text:
     """Say which rows cannot be used, as far as the table itself tells; the first reason counts."""
     code = np.full(len(table), "", dtype="U20")
-    root = _Root(site.data.root)
+    root = Root(site.data.root)
     code[[not root.holds(str(path)) for path in table.path]] = "path"
     # A DICOM file may say itself whose it is, and which view.
     _mark(code, (table.patient == "") & ~_maybe_dicom(table.path), "no-patient")
@@ -229,25 +234,3 @@ def _codes(table: StudyTable, odd: NDArray[np.bool_], conflicts: NDArray[np.bool
 
 def _mark(code: Text, rows: NDArray[np.bool_], reason: Reason) -> None:
     code[rows & (code == "")] = reason
-
-
-class _Root:
-    """A folder that paths must stay in, also after following symbolic links."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        self._parents: dict[Path, bool] = {}
-
-    def holds(self, path: str) -> bool:
-        windows = PureWindowsPath(path)
-        if not path or NUL in path or ".." in windows.parts or windows.drive or windows.root:
-            return False
-        file = self._folder / path
-        try:
-            if file.parent not in self._parents:
-                self._parents[file.parent] = file.parent.resolve().is_relative_to(self._folder)
-            if not self._parents[file.parent]:
-                return False
-            return not file.is_symlink() or file.resolve().is_relative_to(self._folder)
-        except (OSError, RuntimeError, ValueError):
-            return False
