@@ -181,9 +181,11 @@ def test_a_silent_site_misses_the_deadline_and_below_quorum_a_round_is_abandoned
     assert states[0] == states[1] != states[2]
 
 
+@pytest.mark.timeout(300)
 def test_the_two_engines_agree(run_tiny: Run, final_adapter: Final, tmp_path: Path) -> None:
-    inline = run_tiny(tmp_path / "inline")
-    ray = run_tiny(tmp_path / "ray", engine="ray")
+    patient = {"count": 2, "deadline": 240.0}  # Ray starts slowly on a busy machine
+    inline = run_tiny(tmp_path / "inline", rounds=patient)
+    ray = run_tiny(tmp_path / "ray", engine="ray", rounds=patient)
     assert final_adapter(tmp_path / "inline").digest() == final_adapter(tmp_path / "ray").digest()
     assert inline.arms == ray.arms
     assert inline.adapter_sha256 == ray.adapter_sha256
