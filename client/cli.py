@@ -117,7 +117,7 @@ def show_version() -> None:
     """Print the version and the digest of the code, which a server must share."""
     from importlib.metadata import version
 
-    from common.model.digest import code_digest
+    from common.code import code_digest
 
     typer.echo(f"fedcxr {version('fedcxr')}, code {code_digest()}")
 

@@ -196,6 +196,18 @@ class DeviceConfig(_Part):
     """CPU threads; 0 leaves torch's default."""
 
 
+class ModelConfig(_Part):
+    """``[model]``: where this site keeps a base; a plan never names a file here."""
+
+    weights: Path | None = None
+    """safetensors file or folder, relative to site.toml, for plans that need weights of their own."""
+
+    @field_validator("weights")
+    @classmethod
+    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else Path((info.context or {}).get("folder", ".")) / value
+
+
 class EvaluateConfig(_Part):
     """``[evaluate]``: what may be said about small numbers."""
 
@@ -220,6 +232,7 @@ class SiteConfig(_Part):
     clinical: dict[str, str] = Field(default_factory=dict)
     """Clinical variable -> column; age and male are read from columns.age and columns.sex."""
     text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
     device: DeviceConfig = DeviceConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -23,11 +23,11 @@ from client.prefix_cache import StudyInputs
 from client.site import SiteConfig
 from client.train import train_round
 from common.adapter import AdapterState
+from common.code import code_digest
 from common.codec import encode_update
 from common.config import DataConfig, RunConfig, Scalar
 from common.errors import DigestError, FedcxrError, RunError, SchemaError
 from common.model.build import CxrModel, build_model
-from common.model.digest import code_digest
 from common.pet.phase import trained_names
 from common.protocol import Answer, Instruction, Stage, Value, metrics_to_wire
 
@@ -69,7 +69,7 @@ class SiteWorker:
         try:
             if instruction.code_digest != code_digest():
                 raise DigestError("this site runs other code than the server", fix="upgrade one")
-            config = RunConfig.from_flat(run_config)
+            config = self._own_weights(RunConfig.from_flat(run_config))
             return self._stages[instruction.stage](instruction, config)
         except FedcxrError as error:
             return self._failed(instruction, error.code, str(error))
@@ -164,6 +164,13 @@ class SiteWorker:
         return Answer(self.site.name, metrics=metrics_to_wire(metrics, gains))
 
     # ------------------------------------------------------------------ what it holds
+
+    def _own_weights(self, config: RunConfig) -> RunConfig:
+        """Read weights from where this site keeps them, not from where the plan's author does."""
+        own = self.site.model.weights
+        if own is None or not config.model.weights:
+            return config
+        return config.model_copy(update={"model": config.model.model_copy(update={"weights": str(own)})})
 
     def _site_data(self, config: RunConfig) -> SiteData:
         key = (config.data, config.seed)

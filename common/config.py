@@ -290,6 +290,16 @@ class RunConfig(Section):
         """SHA-256 over the resolved values."""
         return hashlib.sha256(json.dumps(self.to_flat(), sort_keys=True).encode()).hexdigest()
 
+    def plan_digest(self, base_digest: str, code_digest: str) -> str:
+        """SHA-256 of a run's plan: these values, the frozen base and the code.
+
+        Where the weights lie differs between machines and is left out; what they are is the
+        base digest.
+        """
+        decided = {key: value for key, value in self.to_flat().items() if key != "model.weights"}
+        identity = {"config": decided, "base": base_digest, "code": code_digest}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
 
 def known_keys(cls: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a config tree."""

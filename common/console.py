@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from common.errors import (
     ConfigError,
     DataError,
+    DeploymentError,
     FedcxrError,
     ModelError,
+    RefusedError,
     RunError,
     UpdateError,
 )
@@ -27,6 +29,8 @@ EXIT_CODES = {
     ModelError.exit_code: "model, weights or PET targets do not fit",
     UpdateError.exit_code: "an update was not admissible",
     RunError.exit_code: "the federation could not go on, committed rounds are kept",
+    RefusedError.exit_code: "a site's own gate refused it",
+    DeploymentError.exit_code: "a process, key, certificate or address is not as it should be",
     130: "interrupted, what was done is kept",
 }
 

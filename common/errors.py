@@ -16,10 +16,22 @@
     │   ├── NonFiniteError E_NONFINITE   NaN or infinity
     │   ├── NormError      E_NORM        larger than the plan allows
     │   └── WeightError    E_WEIGHT      num-examples absent, not positive, or beyond the cap
-    └── RunError       E_RUN         6   the federation
-        ├── QuorumError    E_QUORUM      too few sites returned an admissible update
-        ├── CheckpointError E_CHECKPOINT a checkpoint is missing, damaged or of another plan
-        └── SiteError      E_SITE        a site answered with an error code
+    ├── RunError       E_RUN         6   the federation
+    │   ├── QuorumError    E_QUORUM      too few sites returned an admissible update
+    │   ├── CheckpointError E_CHECKPOINT a checkpoint is missing, damaged or of another plan
+    │   └── SiteError      E_SITE        a site answered with an error code
+    ├── RefusedError   E_REFUSED     7   a site's own gate said no
+    │   ├── PolicyError    E_POLICY      a plan asks for more than policy.toml allows
+    │   ├── ApprovalError  E_APPROVAL    code, policy or base that nobody at the site approved
+    │   ├── SignatureError E_SIGNATURE   an instruction the centre did not sign
+    │   ├── ReplayError    E_REPLAY      an instruction seen before, of a round that is over, or
+    │   │                                of another run or site
+    │   ├── EgressError    E_EGRESS      an answer that may not leave
+    │   └── AuditError     E_AUDIT       the record of what left is damaged or cannot be written
+    └── DeploymentError E_DEPLOYMENT 8   processes, keys, certificates and addresses
+        ├── CredentialError E_CREDENTIAL a key, certificate, invitation or request does not fit
+        ├── UnreachableError E_UNREACHABLE the other end does not answer
+        └── WorkerError    E_WORKER      a site's worker process died or did not answer
 
 Codes cross the boundary between site and server; messages stay where they were raised.
 """
@@ -181,6 +193,74 @@ class SiteError(RunError):
     """A site answered with an error code instead of a result."""
 
     code = "E_SITE"
+
+
+class RefusedError(FedcxrError):
+    """A site's own gate said no."""
+
+    code = "E_REFUSED"
+    exit_code = 7
+
+
+class PolicyError(RefusedError):
+    """A plan asks for more than this site's policy allows."""
+
+    code = "E_POLICY"
+
+
+class ApprovalError(RefusedError):
+    """Code, policy or base differ from what somebody at this site approved."""
+
+    code = "E_APPROVAL"
+
+
+class SignatureError(RefusedError):
+    """The centre did not sign this, or not as it stands."""
+
+    code = "E_SIGNATURE"
+
+
+class ReplayError(RefusedError):
+    """An instruction was seen before, or is of a round, run or site that it is not for."""
+
+    code = "E_REPLAY"
+
+
+class EgressError(RefusedError):
+    """An answer holds what may not leave this site."""
+
+    code = "E_EGRESS"
+
+
+class AuditError(RefusedError):
+    """The record of what left is damaged, or cannot be written; nothing leaves without it."""
+
+    code = "E_AUDIT"
+
+
+class DeploymentError(FedcxrError):
+    """A process, key, certificate or address is not as a deployment needs it."""
+
+    code = "E_DEPLOYMENT"
+    exit_code = 8
+
+
+class CredentialError(DeploymentError):
+    """A key, certificate, invitation, request or welcome is missing, damaged or not the right one."""
+
+    code = "E_CREDENTIAL"
+
+
+class UnreachableError(DeploymentError):
+    """The other end does not answer."""
+
+    code = "E_UNREACHABLE"
+
+
+class WorkerError(DeploymentError):
+    """A site's worker process died or did not answer."""
+
+    code = "E_WORKER"
 
 
 def closest(name: str, known: object) -> str:

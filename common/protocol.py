@@ -6,9 +6,12 @@ error is a stable code and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +49,31 @@ class Instruction:
     """evaluate: which model this is; ``local`` is the site's own and is not sent."""
     split: Split = "test"
     """evaluate: which part of the site's studies."""
+    run: str = ""
+    """Flower's number of the run; this and all below are empty in a simulation."""
+    site: str = ""
+    """The one site that is asked."""
+    sequence: int = 0
+    """Grows with every instruction the centre signs; a site takes each number once."""
+    committed: int = 0
+    """The newest round the centre has committed: a site may forget its updates up to it."""
+    signature: str = ""
+    """The centre's signature of ``signed_bytes``."""
+
+    def signed_bytes(self) -> bytes:
+        """Return what the centre signs: every field, and the SHA-256 of every array."""
+        arrays = {} if self.adapter is None else {"adapter": self.adapter}
+        arrays |= {f"residual:{name}": values for name, values in self.residual.items()}
+        fields: dict[str, Any] = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("adapter", "residual", "signature")
+        }
+        fields["arrays"] = {
+            name: [str(v.dtype), list(v.shape), hashlib.sha256(np.ascontiguousarray(v).data).hexdigest()]
+            for name, v in sorted(arrays.items())
+        }
+        return json.dumps(fields, sort_keys=True).encode()
 
 
 @dataclass(frozen=True)

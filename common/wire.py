@@ -23,6 +23,11 @@ _FIELDS = {
     "base-digest": str,
     "arm": str,
     "split": str,
+    "run": str,
+    "site": str,
+    "sequence": int,
+    "committed": int,
+    "signature": str,
 }
 _ANSWER = {"site": ConfigRecord, "update": ArrayRecord, "metrics": MetricRecord}
 _CODE = re.compile(r"(E_[A-Z0-9_]{1,40})?")
@@ -39,6 +44,11 @@ def instruction_to_records(instruction: Instruction) -> RecordDict:
             "base-digest": instruction.base_digest,
             "arm": instruction.arm,
             "split": instruction.split,
+            "run": instruction.run,
+            "site": instruction.site,
+            "sequence": instruction.sequence,
+            "committed": instruction.committed,
+            "signature": instruction.signature,
         }
     )
     if instruction.adapter is not None:
@@ -71,6 +81,11 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
         residual={} if residual is None else {k: _array(v) for k, v in residual.items()},
         arm=str(config["arm"]),
         split="validation" if config["split"] == "validation" else "test",
+        run=str(config["run"]),
+        site=str(config["site"]),
+        sequence=int(config["sequence"]),  # type: ignore[arg-type]
+        committed=int(config["committed"]),  # type: ignore[arg-type]
+        signature=str(config["signature"]),
     )
 
 

@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.adapter import AdapterSchema, AdapterState
+from common.code import code_digest
 from common.config import RunConfig
 from common.errors import QuorumError
-from common.model.digest import code_digest
 from common.protocol import Answer, Instruction, Split, Stage
 from server.exchange import Exchange, Reply, ask
 from server.ledger import Ledger

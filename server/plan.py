@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +15,11 @@ from flwr.serverapp import Grid
 from safetensors import SafetensorError
 
 from common.adapter import AdapterState
+from common.code import code_digest
 from common.config import RunConfig
 from common.errors import CheckpointError
 from common.files import write_atomic
 from common.model.build import CxrModel, build_model
-from common.model.digest import code_digest
 from common.overrides import read_toml
 from common.pet.phase import trained_count
 from common.protocol import Split, Value
@@ -79,10 +77,7 @@ def write_plan(config: RunConfig, base_digest: str, folder: Path) -> str:
     Raises:
         CheckpointError: if the folder holds another plan, naming the first value that differs.
     """
-    decided = {key: value for key, value in config.to_flat().items() if key != "model.weights"}
-    # Where the weights lie differs between machines; what they are is the base digest.
-    identity = {"config": decided, "base": base_digest, "code": code_digest()}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    digest = config.plan_digest(base_digest, code_digest())
     file = folder / "plan.toml"
     if file.is_file():
         _same_plan(read_toml(file), config, digest)

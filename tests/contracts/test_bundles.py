@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_files
 
-from common.model.digest import code_digest
+from common.code import code_digest
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_fab_is_small(fab: bytes) -> None:
 
 def test_fab_has_the_code_digest_of_the_tree(fab: bytes, tmp_path: Path) -> None:
     zipfile.ZipFile(io.BytesIO(fab)).extractall(tmp_path)
-    question = "from common.model.digest import code_digest; import sys; sys.stdout.write(code_digest())"
+    question = "from common.code import code_digest; import sys; sys.stdout.write(code_digest())"
     answer = subprocess.run(
         [sys.executable, "-c", question], cwd=tmp_path, capture_output=True, text=True, check=True
     )

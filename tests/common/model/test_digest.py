@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.model.digest import code_digest, tensor_digest
+from common.code import code_digest
+from common.model.digest import tensor_digest
 
 METHODS = ("head", "lora", "bitfit", "adapter", "vera", "ia3", "norm", "full")
 VARIANTS = [

@@ -1,0 +1,1 @@
+"""The site's own gate: what may be asked of it, and what may leave."""

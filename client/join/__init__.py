@@ -1,0 +1,1 @@
+"""How a site joins a federation: keys, request, checks."""

@@ -1,0 +1,1 @@
+"""The coordinating centre as a deployment: keys, sites, processes and runs."""
