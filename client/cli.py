@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client import ladder_commands
+from client.gate import commands as gate_commands
+from client.gate.audit_commands import audit
+from client.join import commands as join_commands
+from client.node import commands as node_commands
 from client.text import commands
 from common.console import exit_codes, fail_clearly
 
@@ -22,13 +27,15 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=exit_codes()
 )
 
+_JOIN, _DATA, _RUN = "Join a federation", "Studies", "Take part"
+
 
 @app.callback()
 def main() -> None:
     """Look after one hospital's side of a federation. Images never leave it."""
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def index(
     place: Annotated[
         Path, typer.Argument(help="The site's site.toml, or a folder of studies that has none yet.")
@@ -78,8 +85,18 @@ def index(
         typer.echo(f"Index: {(folder / 'index.parquet').resolve()}\nTo look at: {page.resolve()}")
 
 
-app.command("redact")(commands.redact)
-app.command("leak-probe")(commands.leak_probe)
+app.command("redact", rich_help_panel=_DATA)(commands.redact)
+app.command("leak-probe", rich_help_panel=_DATA)(commands.leak_probe)
+app.command("init", rich_help_panel=_JOIN)(join_commands.init)
+app.command("join", rich_help_panel=_JOIN)(join_commands.join)
+app.command("doctor", rich_help_panel=_JOIN)(ladder_commands.doctor)
+app.command("rehearse", rich_help_panel=_JOIN)(ladder_commands.rehearse)
+app.command("train-local", rich_help_panel=_JOIN)(ladder_commands.train_local)
+app.command("approve", rich_help_panel=_JOIN)(gate_commands.approve)
+app.command("start", rich_help_panel=_RUN)(node_commands.start)
+app.command("status", rich_help_panel=_RUN)(node_commands.status)
+app.add_typer(audit, name="audit", rich_help_panel=_RUN)
+app.command("leave", rich_help_panel=_RUN)(node_commands.leave)
 
 
 def _columns_of(file: Path) -> Mapping[str, Text]:

@@ -32,12 +32,19 @@ def predict(model: CxrModel, inputs: StudyInputs, indices: NDArray[np.int64]) ->
     return torch.cat(parts).numpy()
 
 
-def macro_auroc(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float | None:
-    """Mean AUROC over the findings that have both classes, or None."""
+def macro_auroc(
+    probabilities: NDArray[np.float32], labels: NDArray[np.float32], min_cell: int = 1
+) -> float | None:
+    """Mean AUROC over the findings that have both classes, or None.
+
+    A figure that leaves the site has the site's ``min_cell``: findings with fewer positives or
+    negatives are left out, as `measure` does.
+    """
     scores = []
     for j in range(labels.shape[1]):
         known = ~np.isnan(labels[:, j])
-        scores.append(auroc(probabilities[known, j], labels[known, j]))
+        if min((labels[:, j] == 1).sum(), (labels[:, j] == 0).sum()) >= min_cell:
+            scores.append(auroc(probabilities[known, j], labels[known, j]))
     defined = [s for s in scores if s is not None]
     return float(np.mean(defined)) if defined else None
 

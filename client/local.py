@@ -55,6 +55,11 @@ def train_local(
     return kept
 
 
+def baseline_file(state: Path, plan: str) -> Path:
+    """Return where a site keeps its baseline of a plan, given its folder of state."""
+    return state / f"local-{plan[:16]}.safetensors"
+
+
 def load_local(file: Path, plan: str) -> Baseline | None:
     """Return the baseline on disk if it is this plan's."""
     if not file.is_file():

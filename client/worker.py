@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.data.dataset import SiteData, load_site_data
 from client.evaluate import macro_auroc, measure, predict
-from client.local import load_local, train_local
+from client.local import baseline_file, load_local, train_local
 from client.prefix_cache import StudyInputs
 from client.site import SiteConfig
 from client.train import train_round
@@ -75,6 +75,15 @@ class SiteWorker:
             return self._failed(instruction, error.code, str(error))
         except Exception:  # noqa: BLE001  (whatever it is, only a code may leave)
             return self._failed(instruction, "E_INTERNAL", traceback.format_exc())
+
+    def base_digest(self, run_config: Mapping[str, Scalar]) -> str:
+        """Return the digest of the frozen base this site has for a run.
+
+        Raises:
+            ModelError: if the model cannot be built here, or its weights are not there.
+        """
+        config = self._own_weights(RunConfig.from_flat(run_config))
+        return self._pool.get(config, _device(self.site.device.name)).base_digest
 
     # ------------------------------------------------------------------ stages
 
@@ -205,7 +214,8 @@ class SiteWorker:
     ) -> float | None:
         model.load(state)
         indices = data.split["validation"]
-        return macro_auroc(predict(model, inputs, indices), data.labels[indices])
+        scores = predict(model, inputs, indices)
+        return macro_auroc(scores, data.labels[indices], self.site.evaluate.min_cell)
 
     def _own_scores(
         self,
@@ -225,7 +235,7 @@ class SiteWorker:
         return self._local_scores[key]
 
     def _local_file(self, instruction: Instruction) -> Path:
-        return self.site.data.state / f"local-{instruction.plan_digest[:16]}.safetensors"
+        return baseline_file(self.site.data.state, instruction.plan_digest)
 
     def _failed(self, instruction: Instruction, code: str, words: str) -> Answer:
         """Write the words to this site's own log and let only the code out."""

@@ -119,7 +119,7 @@ def read_signed(path: Path, kind: str, public: str | None = None) -> dict[str, A
         found, body, key, signature = (whole[name] for name in ("kind", "body", "key", "signature"))
     except OSError as error:
         raise CredentialError(f"{path.name} cannot be read", found=error.strerror or "") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CredentialError(f"{path.name} is not a signed file of fedcxr") from None
     if found != kind or not isinstance(body, dict) or not isinstance(key, str):
         raise CredentialError(f"{path.name} is not a {kind}", found=str(found)[:60])

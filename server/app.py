@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import RunConfig
+from server.centre.folder import CENTRE, CentreFolder
 from server.plan import run_plan
 
 app = ServerApp()
@@ -19,6 +20,12 @@ RUN_FOLDER = "FEDCXR_RUN"
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the plan in the context's run_config."""
-    folder = os.environ.get(RUN_FOLDER) or f"runs/{context.run_id}"
-    run_plan(grid, RunConfig.from_flat(context.run_config), Path(folder))
+    """Run the plan in the context's run_config: at a centre in the run's folder there, else in one given."""
+    config = RunConfig.from_flat(context.run_config)
+    folder = os.environ.get(RUN_FOLDER)
+    if folder is None and CENTRE in os.environ:
+        from server.centre.session import carry_out
+
+        carry_out(grid, context.run_id, config, CentreFolder.find(None))
+    else:
+        run_plan(grid, config, Path(folder or f"runs/{context.run_id}"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from common.console import exit_codes, fail_clearly
+from server.centre import provision_commands, run_commands
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=exit_codes()
@@ -20,30 +20,27 @@ Folder = Annotated[Path, typer.Argument(help="Run folder: the one with ledger.sq
 
 @app.callback()
 def main() -> None:
-    """Look after a federation's runs."""
+    """Coordinate a federation: who takes part, what is run, what is released."""
 
 
-@app.command()
-def status(
-    run: Folder,
-    everything: Annotated[bool, typer.Option("--all", help="Every event, not the last 20.")] = False,
-) -> None:
-    """Tell what happened in a run, also while it goes on."""
-    with fail_clearly():
-        from common.errors import RunError
-        from server.ledger import Ledger
-
-        if not (run / "ledger.sqlite").is_file():
-            raise RunError(f"{run} holds no run", fix="name the folder given to --out")
-        ledger = Ledger(run / "ledger.sqlite")
-        events = list(ledger.events())
-        ledger.close()
-        for event in events if everything else events[-20:]:
-            when = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
-            typer.echo(f"{when}  {event.text}")
+_PROVISION = "Who takes part"
+_RUNS = "Runs"
+app.command("init", rich_help_panel=_PROVISION)(provision_commands.init)
+app.command("invite", rich_help_panel=_PROVISION)(provision_commands.invite)
+app.command("admit", rich_help_panel=_PROVISION)(provision_commands.admit)
+app.command("revoke", rich_help_panel=_PROVISION)(provision_commands.revoke)
+app.command("sites", rich_help_panel=_PROVISION)(provision_commands.sites)
+app.command("renew", rich_help_panel=_PROVISION)(provision_commands.renew)
+app.command("start", rich_help_panel=_RUNS)(run_commands.start)
+app.command("run", rich_help_panel=_RUNS)(run_commands.run)
+app.command("status", rich_help_panel=_RUNS)(run_commands.status)
+app.command("resume", rich_help_panel=_RUNS)(run_commands.resume)
+app.command("rollback", rich_help_panel=_RUNS)(run_commands.rollback)
+app.command("stop", rich_help_panel=_RUNS)(run_commands.stop)
+app.command("release", rich_help_panel=_RUNS)(run_commands.release)
 
 
-@app.command()
+@app.command(rich_help_panel=_RUNS)
 def report(run: Folder) -> None:
     """Write report.json and report.html again from a run's ledger."""
     with fail_clearly():

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.adapter import AdapterSchema, AdapterState
 from common.code import code_digest
 from common.config import RunConfig
-from common.errors import QuorumError
-from common.protocol import Answer, Instruction, Split, Stage
-from server.exchange import Exchange, Reply, ask
+from common.errors import QuorumError, SchemaError, SiteError
+from common.protocol import Answer, Instruction, Split, Stage, Value
+from server.exchange import Exchange, Reply, Talk, ask
 from server.ledger import Ledger
+from server.line import Line
+
+JOINING = 30.0
+"""Seconds a round waits for a site that has just come back to enrol; later it joins the next one."""
+_SAY_AFTER = 5.0
+"""Seconds after which it is said whom the enrolment waits for."""
+_COUNTS = ("train-studies", "validation-studies", "test-studies", "patients")
+_SET_ASIDE = re.compile(r"quarantined\.[A-Za-z0-9_-]{1,40}")
+_SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,18 @@ class EnrolledSite:
 class Federation:
     """The sites of a run and the way to reach them."""
 
-    grid: Grid
+    line: Line
     config: RunConfig
     plan_digest: str
     base_digest: str
     schema: AdapterSchema
     ledger: Ledger
     sites: dict[str, EnrolledSite] = field(default_factory=dict)
+    committed: int = 0
+    """The newest round on disk."""
+    _refused: set[int] = field(default_factory=set)
+    """Nodes that cannot take part in this run: they are not asked to enrol again."""
+    _joining: Talk | None = None
 
     def instruction(
         self,
@@ -62,61 +77,129 @@ class Federation:
             residual={} if state is None else state.residual_arrays(),
             arm=arm,
             split=split,
+            committed=self.committed,
         )
 
     def ask(
         self, names: list[str], instruction: Instruction, on_reply: Callable[[str, Reply], None]
     ) -> tuple[dict[str, Reply], list[str], Exchange]:
-        """Ask some sites by name; returns replies by site, the missing sites, and the bytes."""
+        """Ask some sites by name; returns replies by site, the missing sites, and the bytes.
+
+        An answer that names another site than the one asked counts as E_SITE.
+        """
         by_node = {self.sites[name].node: name for name in names}
+
+        def receive(reply: Reply) -> None:
+            on_reply(by_node[reply.node], _by_the_one_asked(reply, by_node[reply.node]))
+
         exchange = ask(
-            self.grid,
+            self.line,
             by_node,
             instruction,
             self.config.rounds.deadline,
-            lambda reply: on_reply(by_node[reply.node], reply),
+            receive,
+            lambda node, code: self._lost(by_node[node], code, instruction.round),
         )
         replies = {by_node[node]: reply for node, reply in exchange.replies.items()}
         return replies, sorted(by_node[n] for n in exchange.missing), exchange
 
+    # ------------------------------------------------------------------ enrolment
+
     def enrol(self) -> None:
         """Learn which sites there are and what they have; a site that cannot take part is named.
+
+        Waits for as many as ``rounds.sites``, at most for ``rounds.deadline``; each is asked as soon
+        as it is there.
 
         Raises:
             QuorumError: if fewer than ``rounds.quorum`` sites can take part.
         """
-        nodes = self._wait_for_nodes()
-        exchange = ask(self.grid, nodes, self.instruction("enrol"), self.config.rounds.deadline)
-        for node in sorted(exchange.replies):
-            reply = exchange.replies[node]
-            if reply.answer is None or reply.code:
-                name = reply.answer.site if reply.answer else f"node {node}"
-                text = f"{name} cannot take part: {reply.code} (the reason is in its own log)"
-                self.ledger.event("refused", text, site=name, code=reply.code)
-            elif reply.answer.site in self.sites:
-                name = reply.answer.site
-                self.ledger.event("refused", f"a second node calls itself {name}", site=name)
-            else:
-                self._admit(node, reply.answer)
-        for node in exchange.missing:
-            self.ledger.event("refused", f"node {node} did not answer", code="E_DEADLINE")
+        wanted = max(self.config.rounds.sites, self.config.rounds.quorum)
+        talk = self._enrolment(self.config.rounds.deadline)
+        began, said = time.monotonic(), False
+        while not talk.over:
+            for node in self.line.present():
+                if node not in talk.asked:
+                    talk.ask(node)
+            heard = talk.listen()
+            if not talk.waiting and len(talk.asked) >= wanted:
+                break
+            if not said and time.monotonic() - began > _SAY_AFTER and len(talk.asked) < wanted:
+                self._say_whom_we_wait_for(talk, wanted)
+                said = True
+            if not heard:
+                talk.pause()
+        exchange = talk.finish()
+        for node in sorted({*exchange.missing, *self.line.admitted()} - exchange.replies.keys()):
+            text = f"{self._called(node)} did not answer; it can join at a later round"
+            name = self.line.admitted().get(node)
+            self.ledger.event("refused", text, site=name, code="E_DEADLINE")
         if len(self.sites) < self.config.rounds.quorum:
+            nodes = len(self.line.admitted()) or len(talk.asked)
             raise QuorumError(
                 "too few sites can take part",
-                found=f"{len(self.sites)} of {len(nodes)} nodes, quorum {self.config.rounds.quorum}",
+                found=f"{len(self.sites)} of {nodes} sites, quorum {self.config.rounds.quorum}",
                 fix="see each site's own log for its reason, or lower rounds.quorum",
             )
-        self.sites = dict(sorted(self.sites.items()))
 
-    def _admit(self, node: int, answer: Answer) -> None:
-        facts: dict[str, Any] = dict(answer.metrics)
-        owned = tuple(bool(v) for v in facts.pop("owned", []))
-        site = EnrolledSite(
-            answer.site, node, int(facts["train-studies"]), int(facts["validation-studies"]), owned
+    def enrol_late(self) -> None:
+        """Ask sites that were silent until now, or have come back as new nodes, to join the run."""
+        if self.line.steady:
+            return
+        enrolled = {site.node for site in self.sites.values()}
+        talk = self._joining
+        fresh = [n for n in self.line.present() if n not in enrolled and n not in self._refused]
+        if talk is None or talk.over or not talk.waiting:
+            talk = self._joining = self._enrolment(self.config.rounds.deadline) if fresh else None
+        if talk is None:
+            return
+        new = [node for node in fresh if node not in talk.asked]
+        for node in new:
+            talk.ask(node)
+        end = time.monotonic() + (JOINING if new else 0.0)
+        while talk.listen() or (talk.waiting & {*fresh} and time.monotonic() < end):
+            talk.pause()
+
+    def _enrolment(self, deadline: float) -> Talk:
+        return Talk(
+            self.line,
+            self.instruction("enrol"),
+            deadline,
+            self._consider,
+            lambda node, code: self._lost(self._called(node), code, None),
         )
-        self.sites[site.name] = site
+
+    def _consider(self, reply: Reply) -> None:
+        """Take a site into the run, or say why not."""
+        expected = self.line.admitted().get(reply.node)
+        name = expected or (reply.answer.site if reply.answer else f"node {reply.node}")
+        code = _by_the_one_asked(reply, name).code if expected else reply.code
+        if reply.answer is not None and not code:
+            try:
+                self._admit(reply.node, name, reply.answer)
+                return
+            except (SchemaError, SiteError) as error:
+                code = error.code
+                if isinstance(error, SiteError):
+                    self.ledger.event("refused", error.problem, site=name)
+                    self._refused.add(reply.node)
+                    return
+        self._refused.add(reply.node)
+        text = f"{name} cannot take part: {code} (the reason is in its own log)"
+        if code == SiteError.code:
+            text = f"{name} cannot take part: it answers under another name than it was admitted by"
+        self.ledger.event("refused", text, site=name, code=code)
+
+    def _admit(self, node: int, name: str, answer: Answer) -> None:
+        facts = _facts(answer, len(self.config.data.findings))
+        known = self.sites.get(name)
+        if known is not None and (self.line.steady or known.node in self.line.admitted()):
+            raise SiteError(f"a second node calls itself {name}")
+        owned = tuple(bool(v) for v in facts.pop("owned"))
+        site = EnrolledSite(name, node, facts["train-studies"], facts["validation-studies"], owned)
+        self.sites = dict(sorted({**self.sites, name: site}.items()))
         findings = [f for f, own in zip(self.config.data.findings, owned, strict=True) if own]
-        self.ledger.put_site(site.name, {**facts, "findings": findings})
+        self.ledger.put_site(name, {**facts, "findings": findings})
         set_aside = {
             key.removeprefix("quarantined."): value
             for key, value in facts.items()
@@ -124,25 +207,67 @@ class Federation:
         }
         aside = "".join(f", {count} set aside ({why})" for why, count in set_aside.items())
         text = (
-            f"{site.name}: {facts['train-studies']} training, {facts['validation-studies']} "
+            f"{name}: {facts['train-studies']} training, {facts['validation-studies']} "
             f"validation, {facts['test-studies']} test studies of {facts['patients']} patients"
             f"{aside}; annotates {len(findings)} of {len(owned)} findings"
         )
-        self.ledger.event("enrolled", text, site=site.name, **facts)
+        self.ledger.event("enrolled", text, site=name, **facts)
 
-    def _wait_for_nodes(self) -> list[int]:
-        wanted = max(self.config.rounds.sites, self.config.rounds.quorum)
-        end = time.monotonic() + self.config.rounds.deadline
-        nodes = list(self.grid.get_node_ids())
-        while len(nodes) < wanted and time.monotonic() < end:
-            time.sleep(0.1)
-            nodes = list(self.grid.get_node_ids())
-        return nodes
+    def _say_whom_we_wait_for(self, talk: Talk, wanted: int) -> None:
+        absent = [name for node, name in self.line.admitted().items() if node not in talk.asked]
+        whom = f" ({', '.join(sorted(absent))} not connected)" if absent else ""
+        text = f"waiting for {wanted - len(talk.asked)} more of {wanted} sites{whom}"
+        self.ledger.event("waiting", text, sites=sorted(absent))
+
+    def _lost(self, name: str, code: str, round_number: int | None) -> None:
+        where = f"Round {round_number}: " if round_number else ""
+        text = f"{where}{name} was lost ({code}); it is asked again as soon as it is connected"
+        self.ledger.event("lost", text, round=round_number or None, site=name, code=code)
+
+    def _called(self, node: int) -> str:
+        return self.line.admitted().get(node, f"node {node}")
+
+    # ------------------------------------------------------------------ rounds
 
     def cohort(self, generator: np.random.Generator) -> list[str]:
         """Draw the sites asked this round, in name order."""
-        names, size = list(self.sites), self.config.rounds.cohort
+        names, size = self.names(), self.config.rounds.cohort
         if not size or size >= len(names):
             return names
         drawn: NDArray[np.int64] = generator.choice(len(names), size=size, replace=False)
         return [names[i] for i in sorted(drawn.tolist())]
+
+    def names(self) -> list[str]:
+        """Return the enrolled sites that are still admitted, in name order."""
+        if self.line.steady:
+            return list(self.sites)
+        admitted = self.line.admitted()
+        return [name for name, site in self.sites.items() if site.node in admitted]
+
+
+def _by_the_one_asked(reply: Reply, name: str) -> Reply:
+    if reply.answer is None or reply.answer.site == name:
+        return reply
+    return dataclasses.replace(reply, answer=None, code=SiteError.code)
+
+
+def _facts(answer: Answer, findings: int) -> dict[str, Any]:
+    """Return what a site enrolled with.
+
+    Raises:
+        SchemaError: if a number is missing or not one that can be, or there is more than numbers
+            of studies.
+    """
+    facts = dict(answer.metrics)
+    owned = facts.get("owned")
+    counts = {key: facts.get(key) for key in _COUNTS}
+    counts |= {key: value for key, value in facts.items() if key not in counts and key != "owned"}
+    sound = isinstance(owned, list) and len(owned) == findings and {*owned} <= {0, 1}
+    named = all(key in _COUNTS or _SET_ASIDE.fullmatch(key) for key in counts)
+    if not (sound and named and _SITE_NAME.fullmatch(answer.site) and all(map(_count, counts.values()))):
+        raise SchemaError("an enrolment is not the numbers of studies that it should be")
+    return facts
+
+
+def _count(value: Value | None) -> bool:
+    return type(value) is int and value >= 0

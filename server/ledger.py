@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.disk import with_room
+
 SCHEMA_VERSION = 1
 
 _TABLES = """
@@ -26,6 +28,8 @@ CREATE TABLE IF NOT EXISTS events (
 );
 """
 
+_PUT_ROUND = "INSERT OR REPLACE INTO rounds VALUES (?, ?)"
+
 
 @dataclass(frozen=True)
 class Event:
@@ -41,15 +45,26 @@ class Event:
 
 
 class Ledger:
-    """Append facts, read them back; safe to read from another thread or process meanwhile."""
+    """Append facts, read them back; safe to read from another thread or process meanwhile.
 
-    def __init__(self, path: Path) -> None:
+    ``patience`` is how many seconds a write waits for room on a full disk.
+    """
+
+    def __init__(self, path: Path, patience: float = 0.0) -> None:
+        self.patience = patience
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+        with_room(self._prepare, "the ledger", patience)
+
+    def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_TABLES)
-        self.put("schema", SCHEMA_VERSION)
+        if self.get("schema") is None:  # who only reads must not need room on the disk
+            self.put("schema", SCHEMA_VERSION)
+
+    def _write(self, statement: str, values: tuple[object, ...]) -> None:
+        with_room(lambda: self._db.execute(statement, values), "the ledger", self.patience)
 
     def close(self) -> None:
         """Close the file."""
@@ -57,7 +72,7 @@ class Ledger:
 
     def put(self, key: str, value: object) -> None:
         """Set a fact about the run."""
-        self._db.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))
+        self._write("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))
 
     def get(self, key: str) -> Any:
         """Return a fact about the run, or None."""
@@ -66,7 +81,7 @@ class Ledger:
 
     def put_site(self, site: str, facts: Mapping[str, Any]) -> None:
         """Set what a site enrolled with."""
-        self._db.execute("INSERT OR REPLACE INTO sites VALUES (?, ?)", (site, json.dumps(facts)))
+        self._write("INSERT OR REPLACE INTO sites VALUES (?, ?)", (site, json.dumps(facts)))
 
     def sites(self) -> dict[str, dict[str, Any]]:
         """Return site -> what it enrolled with, in name order."""
@@ -75,8 +90,7 @@ class Ledger:
 
     def put_round(self, record: Mapping[str, Any]) -> None:
         """Set the record of a round."""
-        values = (record["round"], json.dumps(record))
-        self._db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", values)
+        self._write(_PUT_ROUND, (record["round"], json.dumps(record)))
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the rounds' records in order."""
@@ -85,20 +99,24 @@ class Ledger:
 
     def reset_rounds(self, records: list[dict[str, Any]]) -> None:
         """Make the rounds exactly those that are committed on disk."""
+        with_room(lambda: self._reset_rounds(records), "the ledger", self.patience)
+
+    def _reset_rounds(self, records: list[dict[str, Any]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.execute("DELETE FROM rounds")
             for record in records:
-                self.put_round(record)
+                self._db.execute(_PUT_ROUND, (record["round"], json.dumps(record)))
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite may have rolled back by itself
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def put_evaluation(self, arm: str, split: str, site: str, metrics: Mapping[str, Any]) -> None:
         """Set what one site measured of one model."""
         values = (arm, split, site, json.dumps(metrics))
-        self._db.execute("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", values)
+        self._write("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", values)
 
     def evaluations(self, split: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Return arm -> site -> metrics as they came over the wire."""
@@ -112,10 +130,16 @@ class Ledger:
         self, kind: str, text: str, *, round: int | None = None, site: str | None = None, **facts: Any
     ) -> None:
         """Append an event."""
-        self._db.execute(
+        self._write(
             "INSERT INTO events (time, kind, round, site, text, facts) VALUES (?, ?, ?, ?, ?, ?)",
             (time.time(), kind, round, site, text, json.dumps(facts)),
         )
+
+    def reserve(self, key: str, count: int) -> int:
+        """Return the first of ``count`` numbers that no earlier call got, also after a crash."""
+        first = int(self.get(key) or 0) + 1
+        self.put(key, first + count - 1)
+        return first
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Yield events with an id above ``after``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -23,10 +23,12 @@ from common.model.build import CxrModel, build_model
 from common.overrides import read_toml
 from common.pet.phase import trained_count
 from common.protocol import Split, Value
-from server.checkpoint import Checkpoint
+from server.checkpoint import Checkpoint, committed
+from server.disk import with_room
 from server.exchange import Reply
 from server.federation import Federation
 from server.ledger import Ledger
+from server.line import Line
 from server.release import write_release
 from server.report_words import number
 from server.rounds import train_rounds
@@ -35,35 +37,50 @@ from server.strategies.strategy import check_strategy
 PACKAGES = ("fedcxr", "flwr", "numpy", "peft", "timm", "torch", "transformers")
 
 
-def run_plan(grid: Grid, config: RunConfig, folder: Path) -> None:
+def run_plan(
+    grid: Grid,
+    config: RunConfig,
+    folder: Path,
+    reach: Callable[[Grid, Ledger], Line] = lambda grid, ledger: Line(grid),
+    patience: float = 0.0,
+) -> None:
     """Carry out a run in ``folder``, from wherever it was left.
 
     Writes plan.toml, ledger.sqlite, checkpoints/ and release/. Every model found in
-    ``folder/arms/NAME.safetensors`` is measured at every site too.
+    ``folder/arms/NAME.safetensors`` is measured at every site too. ``reach`` makes the line to the
+    sites; ``patience`` is how many seconds a write waits for room on a full disk.
 
     Raises:
         ConfigError: if the strategy and the PET method do not go together.
         CheckpointError: if the folder was started with another plan.
         QuorumError: if too few sites take part.
+        RunError: if there is no room on the disk, or the line to the sites is dead.
     """
     check_strategy(config)
     model = build_model(config)
-    plan_digest = write_plan(config, model.base_digest, folder)
-    ledger = Ledger(folder / "ledger.sqlite")
+    plan_digest = with_room(lambda: write_plan(config, model.base_digest, folder), "the plan", patience)
+    ledger = Ledger(folder / "ledger.sqlite", patience)
     try:
         _describe(ledger, config, model, plan_digest)
-        federation = Federation(grid, config, plan_digest, model.base_digest, model.schema, ledger)
+        line = reach(grid, ledger)
+        federation = Federation(line, config, plan_digest, model.base_digest, model.schema, ledger)
+        federation.committed = len(committed(folder / "checkpoints"))
         federation.enrol()
         if config.evaluate.local:
             _local_stage(federation)
         rounds = train_rounds(federation, model.initial_state(), folder / "checkpoints")
+        if config.evaluate.local and not line.steady:
+            _local_stage(federation)  # for sites that joined since
         final = evaluate_arm(federation, "federated", rounds[-1].state, "validation")
-        studies = {site.name: site.validation_studies for site in federation.sites.values()}
-        chosen = choose_round(config, rounds, final, studies)
+        chosen = choose_round(config, rounds, final, _validation_studies(federation))
         text = f"releasing the adapter of round {chosen.round} ({config.rounds.select})"
         ledger.event("chosen", text, round=chosen.round)
         _test_stage(federation, chosen.state, folder)
-        digest = write_release(model, chosen.state, folder / "release", plan_digest)
+        digest = with_room(
+            lambda: write_release(model, chosen.state, folder / "release", plan_digest),
+            "the release",
+            patience,
+        )
         ledger.put("released", {"round": chosen.round, "sha256": digest})
         ledger.event("released", f"adapter {digest[:12]} written to release/", sha256=digest)
         ledger.event("finished", "run finished")
@@ -71,18 +88,27 @@ def run_plan(grid: Grid, config: RunConfig, folder: Path) -> None:
         ledger.close()
 
 
-def write_plan(config: RunConfig, base_digest: str, folder: Path) -> str:
+def _validation_studies(federation: Federation) -> dict[str, int]:
+    """Site -> validation studies, of every site that ever took part in the run."""
+    earlier = {name: int(facts["validation-studies"]) for name, facts in federation.ledger.sites().items()}
+    return earlier | {site.name: site.validation_studies for site in federation.sites.values()}
+
+
+def write_plan(config: RunConfig, base_digest: str, folder: Path, code: str | None = None) -> str:
     """Write ``plan.toml``: every resolved value, digests, versions. Returns the plan's digest.
+
+    ``code`` is the digest of the code that will run; None: the code that is running.
 
     Raises:
         CheckpointError: if the folder holds another plan, naming the first value that differs.
     """
-    digest = config.plan_digest(base_digest, code_digest())
+    code = code or code_digest()
+    digest = config.plan_digest(base_digest, code)
     file = folder / "plan.toml"
     if file.is_file():
         _same_plan(read_toml(file), config, digest)
     plan = {
-        "digests": {"plan": digest, "base": base_digest, "code": code_digest()},
+        "digests": {"plan": digest, "base": base_digest, "code": code},
         "versions": versions(),
         "config": config.to_flat(),
     }
@@ -137,7 +163,7 @@ def _local_stage(federation: Federation) -> None:
     """Have every site train its own baseline with the same local work."""
     ledger = federation.ledger
     steps: dict[str, int] = ledger.get("local_steps") or {}
-    pending = [name for name in federation.sites if name not in steps]
+    pending = [name for name in federation.names() if name not in steps]
     if not pending:
         return
     ledger.event("stage", f"each of {len(pending)} sites trains alone, to compare with")
@@ -173,7 +199,7 @@ def evaluate_arm(
         results[site] = dict(reply.answer.metrics)
         federation.ledger.put_evaluation(arm, split, site, results[site])
 
-    federation.ask(list(federation.sites), instruction, receive)
+    federation.ask(federation.names(), instruction, receive)
     return results
 
 

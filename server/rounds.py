@@ -17,10 +17,14 @@ from common.protocol import Answer
 from common.seeds import numpy_generator
 from server.admission import admit
 from server.checkpoint import Checkpoint, commit, sound_rounds
+from server.disk import with_room
 from server.exchange import Reply
 from server.federation import Federation
 from server.strategies.strategy import aggregate
 from server.update import SiteUpdate
+
+_SLOW = 2.0
+"""Seconds beyond which a commit must have waited for the disk."""
 
 
 def train_rounds(federation: Federation, initial: AdapterState, folder: Path) -> list[Checkpoint]:
@@ -38,10 +42,13 @@ def train_rounds(federation: Federation, initial: AdapterState, folder: Path) ->
     if done:
         text = f"resumed after round {done[-1].round}"
         federation.ledger.event("resumed", text, round=done[-1].round)
+    federation.committed = len(done)
     state, memory = (done[-1].state, done[-1].memory) if done else (initial, {})
     for number in range(len(done) + 1, federation.config.rounds.count + 1):
+        federation.enrol_late()
         checkpoint = _one_round(federation, number, state, memory)
-        commit(folder, checkpoint, federation.plan_digest)
+        _keep(federation, checkpoint, folder)
+        federation.committed = number
         federation.ledger.put_round(checkpoint.record)
         facts = {key: value for key, value in checkpoint.record.items() if key != "round"}
         federation.ledger.event("round", _sentence(checkpoint.record), round=number, **facts)
@@ -54,6 +61,17 @@ def train_rounds(federation: Federation, initial: AdapterState, folder: Path) ->
             fix="see the rejections above; lower rounds.quorum or mend the sites",
         )
     return done
+
+
+def _keep(federation: Federation, checkpoint: Checkpoint, folder: Path) -> None:
+    """Commit a round; on a full disk its outcome stays in memory until there is room."""
+    number, began = checkpoint.round, time.monotonic()
+    what = f"round {number}"
+    with_room(lambda: commit(folder, checkpoint, federation.plan_digest), what, federation.ledger.patience)
+    waited = time.monotonic() - began
+    if waited > _SLOW:
+        text = f"Round {number}: waited {waited:.0f} s for room on the centre's disk"
+        federation.ledger.event("disk", text, round=number, seconds=round(waited, 1))
 
 
 def _one_round(
@@ -80,7 +98,7 @@ def _one_round(
             text = f"Round {number}: {site} left out, {code}"
             ledger.event("rejected", text, round=number, site=site, code=code, up=reply.up)
             return
-        text = f"Round {number}: {site} returned {_size(reply.up)}, {updates[site].num_examples} studies"
+        text = f"Round {number}: {site} returned {size_text(reply.up)}, {updates[site].num_examples} studies"
         ledger.event("returned", text, round=number, site=site, up=reply.up)
 
     started = time.monotonic()
@@ -120,7 +138,7 @@ def _sentence(record: Mapping[str, Any]) -> str:
     parts += [f"{site} left out ({code})" for site, code in record["rejected"].items()]
     if record["status"] == "abandoned":
         return ", ".join([*parts, "below quorum: abandoned, the adapter stays as it was"])
-    parts.append(f"{_size(record['up'])} up, {_size(record['down'])} down")
+    parts.append(f"{size_text(record['up'])} up, {size_text(record['down'])} down")
     scores = record["validation_before"]
     if scores:
         before = "start" if number == 1 else f"after round {number - 1}"
@@ -136,10 +154,10 @@ def _norm(delta: Mapping[str, Tensor]) -> float:
     return float(sum(float(t.double().square().sum()) for t in delta.values()) ** 0.5)
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Write bytes for people.
 
-    >>> _size(48_200), _size(2_370_062)
+    >>> size_text(48_200), size_text(2_370_062)
     ('48 kB', '2.4 MB')
     """
     for unit in ("B", "kB"):

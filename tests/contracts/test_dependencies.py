@@ -12,7 +12,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 OURS = {"client", "common", "server", "simulations"}
-DISTRIBUTION = {"PIL": "pillow", "imagehash": "ImageHash", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "google": "protobuf",
+    "imagehash": "ImageHash",
+    "sklearn": "scikit-learn",
+    "sqlalchemy": "SQLAlchemy",
+    "tomli_w": "tomli-w",
+}
 """Modules that are not called as what one installs."""
 DECODERS = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm"}
 NOT_IMPORTED = {"grpcio"} | DECODERS

@@ -1,0 +1,1 @@
+"""What ``fedcxr-site doctor`` looks at, one module per part of a site."""

@@ -1,0 +1,464 @@
+"""Our seam around Flower's connection: everything that enters or leaves a site passes here.
+
+In: an instruction is journalled whole, confirmed, and checked by the gate before Flower makes a task
+of it. Out: what the ClientApp hands back is read, checked by the egress gate and written anew from
+what was checked, journalled, audited, and only then sent; not one byte of the ClientApp's own
+message, its metadata or an exception's text leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.config import get_fused_config_from_fab
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    validate_object_content,
+)
+from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.run import Run, RunNotRunningException
+
+from client.gate.egress import CODES, answer_bytes
+from client.node.fleet import Released, Traffic
+from client.node.outbox import Entry, Outbox
+from client.node.standing import Standing, in_words
+from common.errors import AuditError, EgressError, FedcxrError, SchemaError, WorkerError
+from common.protocol import Answer, Instruction
+from common.wire import answer_from_records, answer_to_records, instruction_from_records
+
+ATTEMPTS = 2
+"""How often an instruction is handed to a ClientApp that crashes."""
+STARTS = 8
+"""How often it is handed in over all, where this process dies meanwhile too."""
+PATIENCE = 60.0
+"""Seconds the objects of an answer may take to come from the ClientApp."""
+LIVELY = 30.0
+"""Seconds after an answer in which the next instruction is likely; it is then asked for often."""
+POLL = 0.75
+"""Seconds between two such requests; Flower's own are 3 s apart."""
+MIN_FREE = 200_000_000
+"""Bytes that must be free before another instruction is taken; the centre keeps it until then."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The callbacks of Flower's ``http_request_response``, in its order."""
+
+    node_id: int
+    receive: Callable[[], tuple[Message, ObjectTree] | None]
+    send: Callable[[Message, ObjectTree, float], tuple[set[str], str]]
+    get_run: Callable[[int], Run]
+    get_fab: Callable[[str, int], Fab]
+    pull_object: Callable[[int, str], bytes]
+    push_object: Callable[[int, str, str, bytes], None]
+    confirm: Callable[[int, str], None]
+
+
+class Gate(Protocol):
+    """What decides over instructions and answers: `client.node.gates.SiteGate`."""
+
+    def enter(
+        self, instruction: Instruction, run: int, fab_sha256: str, config: dict[str, Any], resumed: bool
+    ) -> None:
+        """Let an instruction in, once, or raise; ``resumed``: it was let in before this process began."""
+
+    def refuse(self, run: int, error: FedcxrError) -> None:
+        """Record that something was refused which is no instruction."""
+
+    def leave(self, answer: Answer, instruction: Instruction, config: dict[str, Any]) -> Answer:
+        """Return what of an answer may leave, or raise."""
+
+    def count(self, run: int, size: int) -> None:
+        """Count the bytes of an answer before it leaves, or raise if they are too many."""
+
+    def record(self, kind: str, **facts: Any) -> None:
+        """Write a line of the audit, or raise."""
+
+    def describe(self, answer: Answer) -> dict[str, Any]:
+        """Say what an answer holds."""
+
+
+class Seam:
+    """Stands between Flower's loop and its connection."""
+
+    def __init__(
+        self,
+        site: str,
+        inner: Connection,
+        store: ObjectStore,
+        outbox: Outbox,
+        gate: Gate,
+        standing: Standing,
+        released: Released,
+        traffic: Traffic,
+    ) -> None:
+        self.site = site
+        self.inner = inner
+        self._store = store
+        self._outbox = outbox
+        self._gate = gate
+        self._standing = standing
+        self._released = released
+        self._traffic = traffic
+        self._runs: dict[int, tuple[Run, Fab]] = {}
+        self._handed: dict[str, int] = {}
+        self._full = False
+        self._lively = 0.0
+
+    def callbacks(self) -> tuple[Any, ...]:
+        """Return what Flower's loop takes for its connection."""
+        return (
+            self.inner.node_id, self.receive, self.send, self.get_run, self.get_fab,
+            self.pull_object, self.push_object, self.confirm,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ in
+
+    def receive(self) -> tuple[Message, ObjectTree] | None:
+        """Finish what is in the journal first; then ask the centre for more."""
+        try:
+            self._traffic.note()
+            while True:
+                for entry in self._outbox.entries():
+                    handed = self._go_on(entry)
+                    if handed is not None:
+                        return handed
+                while not self._take():
+                    if time.monotonic() >= self._lively:
+                        return None  # and Flower's loop waits for 3 s
+                    time.sleep(POLL)
+        except OSError as error:
+            self._note_disk(error)
+            return None
+
+    def get_run(self, run_id: int) -> Run:
+        """Return what the centre says of a run, asked once."""
+        return self._run(run_id)[0]
+
+    def get_fab(self, fab_hash: str, run_id: int) -> Fab:
+        """Return the app of a run, asked for once."""
+        return self._run(run_id)[1]
+
+    def pull_object(self, run_id: int, object_id: str) -> bytes:
+        """Return an object of an instruction from the journal."""
+        for entry in self._outbox.entries():
+            if entry.message_id in self._handed and entry.has(object_id):
+                return entry.object(object_id)
+        raise ObjectPullError(object_id, "it is not in the journal")
+
+    def confirm(self, run_id: int, message_id: str) -> None:
+        """Do nothing: the centre was told when the journal had it."""
+
+    # ------------------------------------------------------------------ out
+
+    def send(self, message: Message, tree: ObjectTree, _runtime: float) -> tuple[set[str], str]:
+        """Send what a ClientApp answered, if it may leave; nothing is left for Flower to push."""
+        entry = self._outbox.find(message.metadata.reply_to_message_id)
+        if entry is None:
+            _log.error("an answer to nothing that was asked is dropped")
+            return set(), ""
+        answer = self._read(message, tree)
+        if answer is None:
+            if self._handed.get(entry.message_id, 0) < ATTEMPTS and not entry.expired():
+                self._standing.say("the ClientApp crashed; its instruction is handed in once more")
+                return set(), ""
+            answer = Answer(self.site, code=WorkerError.code)
+        try:
+            self._answer(entry, answer)
+        except OSError as error:
+            self._note_disk(error)
+            self._handed[entry.message_id] -= 1  # no fault of the instruction's
+        return set(), ""
+
+    def push_object(self, _run_id: int, _session_id: str, object_id: str, _contents: bytes) -> None:
+        """Refuse: objects leave with their answer, from the journal.
+
+        Raises:
+            EgressError: always.
+        """
+        raise EgressError("an object was about to leave by another way", found=object_id[:12])
+
+    # ------------------------------------------------------------------ one instruction
+
+    def _take(self) -> bool:
+        """Take one instruction from the centre into the journal; False if there is none."""
+        got = None if self._disk_is_full() else self.inner.receive()
+        if got is None:
+            return False
+        message, tree = got
+        try:
+            self._outbox.take(message_to_proto(message), tree)
+        except SchemaError as error:
+            _log.error("a message was dropped: %s", error)
+        return True
+
+    def _go_on(self, entry: Entry) -> tuple[Message, ObjectTree] | None:
+        """Do the next step for an instruction; returns it where a ClientApp has to work on it."""
+        try:
+            if entry.expired() and entry.state != "arriving":
+                self._standing.say(f"too late for {_what(entry)}: the centre no longer waits for it")
+                entry.drop()
+                return None
+            if entry.state == "arriving":
+                self._pull(entry)
+            if entry.state == "here":
+                self._check(entry)
+            if entry.state == "accepted":
+                return self._hand_in(entry)
+            if entry.state in ("answered", "audited"):
+                self._deliver(entry)
+        except RunNotRunningException:
+            self._over(entry)
+        except AuditError:
+            raise  # nothing leaves without the audit, not even a code
+        except FedcxrError as error:
+            _log.warning("refused: %s", error)
+            self._answer(entry, Answer(self.site, code=error.code))
+        except (ObjectPullError, ObjectPushError, httpx.HTTPStatusError) as error:
+            self._put_off(entry, error)
+        return None
+
+    def _pull(self, entry: Entry) -> None:
+        """Bring every object of an instruction into the journal and tell the centre so."""
+        run_id = entry.request.metadata.run_id
+        missing = [t.object_id for t in iterate_object_tree(entry.tree) if not entry.has(t.object_id)]
+        for object_id, content in pull_objects(
+            list(dict.fromkeys(missing)), lambda object_id: self.inner.pull_object(run_id, object_id)
+        ).items():
+            entry.put(object_id, content)
+        entry.note(state="here")
+        self.inner.confirm(run_id, entry.message_id)
+
+    def _check(self, entry: Entry) -> None:
+        """Ask the gate; a refusal is answered at once and no task comes of it."""
+        run_id = entry.request.metadata.run_id
+        try:
+            instruction = self._instruction(entry)
+        except SchemaError as error:
+            self._gate.refuse(run_id, error)
+            raise
+        entry.note(about=_about(instruction, run_id))
+        self._enter(entry, instruction, resumed=False)
+        entry.note(state="accepted")
+        self._standing.asked(entry.facts["about"])
+
+    def _enter(self, entry: Entry, instruction: Instruction, resumed: bool) -> None:
+        run_id = entry.request.metadata.run_id
+        run, fab = self._run(run_id)
+        sha256 = hashlib.sha256(fab.content).hexdigest()
+        self._gate.enter(instruction, run_id, sha256, _config(run, fab), resumed)
+        self._handed[entry.message_id] = 0
+
+    def _hand_in(self, entry: Entry) -> tuple[Message, ObjectTree] | None:
+        """Give an accepted instruction to Flower's loop, unless it has crashed too often."""
+        if entry.message_id not in self._handed:
+            self._enter(entry, self._instruction(entry), resumed=True)
+            self._standing.say(f"going on with {_what(entry)}, which was not finished")
+        starts = int(entry.facts["attempts"])
+        if self._handed[entry.message_id] >= ATTEMPTS or starts >= STARTS:
+            raise WorkerError("an instruction made the ClientApp or this process crash too often")
+        self._handed[entry.message_id] += 1
+        entry.note(attempts=starts + 1)
+        return message_from_proto(entry.request), entry.tree
+
+    # ------------------------------------------------------------------ one answer
+
+    def _read(self, message: Message, tree: ObjectTree) -> Answer | None:
+        """Read a ClientApp's answer; None if it crashed, or hands back what is no answer."""
+        if message.has_error():
+            _log.warning("the ClientApp failed, Flower's code %s", message.error.code)
+            return None
+        try:
+            contents = self._gather(tree)
+            whole = inflate_object_from_contents(tree.object_id, contents)
+            if not isinstance(whole, Message) or whole.has_error():
+                return None
+            return answer_from_records(whole.content)
+        except SchemaError as error:
+            _log.warning("the ClientApp's answer is not one: %s", error)
+            return Answer(self.site, code=EgressError.code)
+        except Exception as error:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
+            _log.warning("the ClientApp's answer cannot be read: %s", type(error).__name__)
+            return None
+
+    def _gather(self, tree: ObjectTree) -> dict[str, bytes]:
+        """Wait for the objects of an answer; a ClientApp that dies over them is not waited for for ever."""
+        deadline = time.monotonic() + PATIENCE
+        contents: dict[str, bytes] = {}
+        for part in iterate_object_tree(tree):
+            while not (content := self._store.get(part.object_id)):
+                if content is None or time.monotonic() >= deadline:
+                    raise TimeoutError("an object of an answer did not come")
+                time.sleep(0.05)
+            validate_object_content(content)
+            contents[part.object_id] = content
+        return contents
+
+    def _answer(self, entry: Entry, answer: Answer) -> None:
+        """Check an answer, write it anew, keep it, and send it."""
+        try:
+            self._write(entry, self._checked(entry, answer))
+            self._deliver(entry)
+        except RunNotRunningException:
+            self._over(entry)
+        except (ObjectPushError, httpx.HTTPStatusError) as error:
+            self._put_off(entry, error)
+
+    def _checked(self, entry: Entry, answer: Answer) -> Answer:
+        """Return what of an answer may leave, else a code in its place."""
+        bare = answer.site == self.site and answer.update is None and not answer.metrics
+        if bare and answer.code in CODES:
+            return answer
+        try:
+            allowed = self._gate.leave(answer, self._instruction(entry), self._config_of(entry))
+            self._gate.count(entry.request.metadata.run_id, answer_bytes(allowed))
+        except AuditError:
+            raise
+        except FedcxrError as error:
+            _log.warning("an answer may not leave: %s", error)
+            return Answer(self.site, code=error.code)
+        return allowed
+
+    def _write(self, entry: Entry, answer: Answer) -> None:
+        """Keep a reply made from what was checked, in Flower's form."""
+        reply = Message(answer_to_records(answer), reply_to=message_from_proto(entry.request))
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            tree = get_object_tree(reply)
+            objects = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
+        size = sum(map(len, objects.values()))
+        entry.note(code=answer.code, size=size, records=self._gate.describe(answer))
+        entry.answer(message_to_proto(remove_content_from_message(reply)), tree, objects)
+
+    def _deliver(self, entry: Entry) -> None:
+        """Audit an answer and send it; sent twice, the centre takes it once."""
+        facts, request = entry.facts, entry.reply
+        message, tree = request.messages_list[0], request.message_object_trees[0]
+        if entry.state == "answered":
+            self._gate.record(
+                "answer",
+                **facts["about"],
+                message=entry.message_id,
+                code=facts["code"],
+                bytes=facts["size"],
+                records=facts["records"],
+                objects=[part.object_id for part in iterate_object_tree(tree)],
+            )
+            entry.note(state="audited")
+        self._released.release(message, tree)
+        try:
+            run_id = message.metadata.run_id
+            wanted, session = self.inner.send(message_from_proto(message), tree, 0.0)
+            for object_id in wanted:
+                self.inner.push_object(run_id, session, object_id, entry.reply_object(object_id))
+        finally:
+            self._released.withdraw()
+            self._traffic.note(now=True)
+        self._standing.answered(facts["about"], facts["code"], facts["size"])
+        self._lively = time.monotonic() + LIVELY
+        entry.drop()
+
+    def _over(self, entry: Entry) -> None:
+        self._standing.say(f"run {entry.request.metadata.run_id} is over; {_what(entry)} is dropped")
+        entry.drop()
+
+    def _put_off(self, entry: Entry, error: Exception) -> None:
+        """Leave an instruction or answer in the journal for the next time, but not for ever."""
+        tries = int(entry.facts.get("tries", 0)) + 1
+        _log.warning("%s is put off (try %d): %s", entry.message_id[:12], tries, error)
+        if tries >= 20:
+            self._standing.say(f"{_what(entry)} is given up: the centre does not take it")
+            entry.drop()
+            return
+        entry.note(tries=tries)
+
+    # ------------------------------------------------------------------ shared
+
+    def _run(self, run_id: int) -> tuple[Run, Fab]:
+        if run_id not in self._runs:
+            run = self.inner.get_run(run_id)
+            self._runs = {run_id: (run, self.inner.get_fab(run.fab_hash, run_id))}
+        return self._runs[run_id]
+
+    def _config_of(self, entry: Entry) -> dict[str, Any]:
+        return _config(*self._run(entry.request.metadata.run_id))
+
+    def _instruction(self, entry: Entry) -> Instruction:
+        """Read an instruction from the journal.
+
+        Raises:
+            SchemaError: if it is not one of ours.
+        """
+        try:
+            contents = {t.object_id: entry.object(t.object_id) for t in iterate_object_tree(entry.tree)}
+            whole = inflate_object_from_contents(entry.tree.object_id, contents)
+            if not isinstance(whole, Message) or not whole.has_content():
+                raise SchemaError("a message holds no instruction")
+            records = whole.content
+        except SchemaError:
+            raise
+        except Exception:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
+            raise SchemaError("a message cannot be read") from None
+        return instruction_from_records(entry.request.metadata.message_type, records)
+
+    def _disk_is_full(self) -> bool:
+        full = shutil.disk_usage(self._outbox.folder).free < MIN_FREE
+        if full and not self._full:
+            self._standing.say("the disk is nearly full; no instruction is taken until there is room")
+        self._full = full
+        return full
+
+    def _note_disk(self, error: OSError) -> None:
+        """Say that the journal cannot be written; what is in it is taken up again."""
+        self._standing.say(f"the journal cannot be written: {error.strerror}; this is tried again")
+
+
+def _config(run: Run, fab: Fab) -> dict[str, Any]:
+    """Return a run's settings as Flower's ClientApp will see them.
+
+    Raises:
+        SchemaError: if the app has no manifest that can be read.
+    """
+    try:
+        return dict(get_fused_config_from_fab(fab.content, run))
+    except Exception:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
+        raise SchemaError("the app of a run cannot be read") from None
+
+
+def _about(instruction: Instruction, run_id: int) -> dict[str, Any]:
+    """Say what an instruction is, for records and status."""
+    return {
+        "run": str(run_id),
+        "stage": instruction.stage,
+        "round": instruction.round,
+        "arm": instruction.arm[:40],
+        "split": instruction.split,
+        "sequence": instruction.sequence,
+        "plan": instruction.plan_digest[:64],
+    }
+
+
+def _what(entry: Entry) -> str:
+    return in_words(entry.facts.get("about") or {})

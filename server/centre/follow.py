@@ -1,0 +1,106 @@
+"""Watch a run at the centre until it ends, and say how it stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from common.errors import DeploymentError, RunError, UnreachableError
+from server.centre.control import Control, FlowerRun
+from server.centre.run_folder import RunFolder
+from server.ledger import Event
+
+QUIET = {"returned", "local", "evaluated", "asked"}
+"""Events that are told only where everything is."""
+_WARNED = {"refused", "rejected", "lost", "waiting", "disk", "failed"}
+_LOOK = 0.5
+_ASK_FLOWER = 3.0
+_AWAY = 120.0
+"""Seconds the centre may be unreachable before a follower gives up; the run may well go on."""
+
+
+def follow(run: RunFolder, control: Control, number: int, after: int, show: Callable[[Event], None]) -> None:
+    """Show every event after ``after`` until the run ends.
+
+    Raises:
+        RunError: if it ends otherwise than finished.
+        UnreachableError: if the centre cannot be asked how it stands.
+    """
+    heard_from_flower = time.monotonic()
+    asked = -_ASK_FLOWER
+    while True:
+        flower: FlowerRun | None = None
+        if time.monotonic() - asked >= _ASK_FLOWER:
+            asked = time.monotonic()
+            try:
+                flower = control.run(number)
+                heard_from_flower = asked
+            except DeploymentError as error:
+                if isinstance(error, UnreachableError) and asked - heard_from_flower > _AWAY:
+                    raise
+        for event in run.events(after):  # after Flower was asked, so that nothing is missed at the end
+            after = event.id
+            show(event)
+            if event.kind == "finished":
+                return
+            if event.kind in ("failed", "stopped"):
+                raise RunError(f"the run {run.name} ended before its time", found=event.text.splitlines()[0], fix=_again(run))
+        if flower is not None and flower.over:
+            _say_why(run, flower)
+        time.sleep(_LOOK)
+
+
+def _say_why(run: RunFolder, flower: FlowerRun) -> None:
+    if flower.outcome == "completed":
+        return  # the ledger will say so at once
+    raise RunError(
+        f"the run {run.name} was broken off",
+        found=flower.details or f"Flower calls it {flower.outcome}",
+        fix=_again(run),
+    )
+
+
+def _again(run: RunFolder) -> str:
+    return f"every committed round is kept; go on with: fedcxr-server resume {run.name}"
+
+
+def line_of(event: Event) -> str:
+    """Write an event as one line.
+
+    >>> line_of(Event(1, 0.0, "round", 1, None, "Round 1: 3 of 3 sites", {}))[10:]
+    'Round 1: 3 of 3 sites'
+    """
+    mark = "! " if event.kind in _WARNED else ""
+    return f"{datetime.fromtimestamp(event.time):%H:%M:%S}  {mark}{event.text}"
+
+
+def standing(run: RunFolder) -> str:
+    """Say in a few words how far a run is and what it waits for."""
+    events, outcome = run.events(), run.outcome()
+    committed = sum(event.kind == "round" for event in _since_rollback(events))
+    rounds = run.config().rounds.count
+    if outcome:
+        return f"{outcome}, {committed} of {rounds} rounds"
+    if not run.at_work:
+        return f"not running, {committed} of {rounds} rounds"
+    if not events:
+        return "starting"
+    asked = next((e for e in reversed(events) if e.kind == "asked"), None)
+    newest = events[-1]
+    if asked is not None and newest.kind in ("asked", "returned", "rejected", "lost"):
+        answered = {e.site for e in events if e.id > asked.id and e.kind in ("returned", "rejected")}
+        waiting = [site for site in asked.facts["cohort"] if site not in answered]
+        return f"round {asked.round} of {rounds}, waiting for {', '.join(waiting) or 'nobody'}"
+    return f"{committed} of {rounds} rounds; {newest.text}"
+
+
+def _since_rollback(events: list[Event]) -> list[Event]:
+    """Leave out rounds that were gone back behind."""
+    kept: list[Event] = []
+    for event in events:
+        if event.kind in ("rolled-back", "resumed"):
+            last = event.round or 0
+            kept = [e for e in kept if e.kind != "round" or (e.round or 0) <= last]
+        kept.append(event)
+    return kept

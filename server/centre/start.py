@@ -1,0 +1,120 @@
+"""The centre as one process tree: the SuperLink behind its gateway, and what starts a ServerApp per run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+from common.errors import DeploymentError
+from common.files import write_atomic
+from common.supervise import Child, Supervisor, command, flower_environment
+from server.centre.bundle import build_bundle
+from server.centre.certificates import days_left, valid_until
+from server.centre.folder import CENTRE, CentreFolder
+from server.centre.provision import centre_fingerprint
+from server.centre.registry import Registry
+
+_WARNING = re.compile(r"(\S+ \S+?),\d+ (?:WARNING|ERROR) fedcxr\S* (.*)")
+_LOCK = ".running"
+_RENEW_BEFORE = 30
+"""Days before the certificate's end at which it is said that it should be renewed."""
+_NOT_OURS = ("FEDCXR_RUN", "FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")
+"""Variables of somebody's shell that would change what the centre's processes do."""
+
+
+def children(centre: CentreFolder) -> list[Child]:
+    """Return the centre's processes in the order they start."""
+    environment = {
+        **flower_environment(centre.flower_home),
+        CENTRE: str(centre.root),
+        "HF_HUB_OFFLINE": "1",
+    }
+    # -P: a folder called server where somebody happens to stand must not be taken for ours.
+    superlink = (sys.executable, "-P", "-m", "server.centre.superlink", str(centre.root))
+    superexec = (
+        command("flower-superexec"),
+        "--runtime-api-address",
+        centre.config().admin,
+        "--root-certificates",
+        str(centre.key("ca.crt")),
+        "--superexec-auth-secret-file",
+        str(centre.key("superexec.secret")),
+    )
+    return [Child("superlink", superlink, environment), Child("superexec", superexec, environment)]
+
+
+def start_centre(centre: CentreFolder, say: Callable[[str], None]) -> int:
+    """Run the centre until SIGTERM or SIGINT.
+
+    Raises:
+        DeploymentError: if it runs already.
+        CredentialError: if a key or certificate is missing or over.
+    """
+    with only_one(centre):
+        config = centre.config()
+        certificate = centre.key("server.crt").read_bytes()
+        until = valid_until(certificate)
+        say(f"Centre {config.name}: sites dial {config.address}")
+        say(f"  bound to {config.listen} for sites, {config.admin} for this machine alone")
+        say(f"  fingerprint {centre_fingerprint(centre)}")
+        say(f"  certificate until {until:%Y-%m-%d}, {days_left(certificate):.0f} days left")
+        if days_left(certificate) < _RENEW_BEFORE:
+            say("  renew it: fedcxr-server renew (sites need nothing new)")
+        say(f"  {_who(centre)}")
+        write_atomic(centre.bundle, build_bundle(), 0o644)
+        for name in _NOT_OURS:
+            os.environ.pop(name, None)
+        say(f"Logs in {centre.logs}. Stop with Ctrl-C or SIGTERM.")
+        code = Supervisor(children(centre), centre.logs, say, _warnings(say)).run()
+        say("Stopped. Runs that were under way can be resumed: fedcxr-server resume")
+        return code
+
+
+@contextlib.contextmanager
+def only_one(centre: CentreFolder) -> Iterator[None]:
+    """Keep a second instance from starting; the kernel lets go when this process dies.
+
+    Raises:
+        DeploymentError: if the centre runs already.
+    """
+    descriptor = os.open(centre.root / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeploymentError(
+                "this centre runs already", found=str(centre.root), fix="stop the other one first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_running(centre: CentreFolder) -> bool:
+    """Whether the centre's processes are kept running by somebody."""
+    try:
+        with only_one(centre):
+            return False
+    except DeploymentError:
+        return True
+
+
+def _warnings(say: Callable[[str], None]) -> Callable[[str, str], None]:
+    """Pass on what the SuperLink warns of: a full disk, a site's clock, who was refused."""
+
+    def listen(name: str, line: str) -> None:
+        found = _WARNING.match(line) if name == "superlink" else None
+        if found:
+            say(f"{found[1]}  {found[2]}")
+
+    return listen
+
+
+def _who(centre: CentreFolder) -> str:
+    with contextlib.closing(Registry(centre.registry)) as registry:
+        admitted = [site.name for site in registry.sites() if site.state == "admitted"]
+    return f"{len(admitted)} sites admitted: {', '.join(admitted)}" if admitted else "no site is admitted yet"
