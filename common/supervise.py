@@ -59,7 +59,7 @@ class Supervisor:
     def __init__(self, children: Sequence[Child], logs: Path, say: Say, listen: Listen | None = None) -> None:
         """Take the children; ``listen(name, line)`` gets every line they write, on other threads."""
         self.logs = logs
-        self._say = say
+        self._tell = say
         self._kept = [_Kept(child, RotatingLog(logs / f"{child.name}.log"), listen) for child in children]
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -109,6 +109,11 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _say(self, line: str) -> None:
+        """Tell whoever listens; somebody who has closed the terminal must not stop the children."""
+        with contextlib.suppress(OSError, ValueError):
+            self._tell(line)
 
     def _look_after(self, kept: _Kept) -> bool:
         """Start what is due and notice what has ended; True if anything has changed."""
@@ -311,7 +316,9 @@ class _Kept:
                 text = line.decode(errors="replace").rstrip()
                 self.recent.append(text[:500])
                 if self._listen is not None:
-                    self._listen(self.child.name, text)
+                    # Whatever is wrong with the listener, the child must not wait for us to read.
+                    with contextlib.suppress(Exception):
+                        self._listen(self.child.name, text)
 
 
 def _kill_group(leader: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +12,22 @@ import typer
 from common.console import fail_clearly
 
 Place = Annotated[Path, typer.Argument(help="The site's site.toml, or the folder that holds it.")]
-SHOWN = ("n", "time", "kind", "run", "stage", "round", "code", "bytes")
-"""Columns of ``audit show``; the rest of a line's facts stands in the last one."""
+SHOWN = ("n", "time", "kind", "run", "stage", "round", "bytes")
+"""Columns of ``audit show``; what else a line says stands in the last one."""
+LEFT_OUT = {
+    *SHOWN,
+    "previous",
+    "hash",
+    "objects",
+    "message",
+    "sha256",
+    "sequence",
+    "plan",
+    "site",
+    "since",
+    "until",
+}
+"""Facts that only ``--json`` shows."""
 
 audit = typer.Typer(no_args_is_help=True, help="Read and check the record of what was asked and what left.")
 
@@ -92,24 +106,58 @@ def _print_lines(lines: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in used:
         table.add_column(name, no_wrap=True, justify="right" if name in ("n", "round", "bytes") else "left")
-    table.add_column("facts", overflow="fold")
+    table.add_column("what", overflow="fold")
     for line in lines:
-        rest = {k: v for k, v in line.items() if k not in (*SHOWN, "previous", "hash")}
-        cells = [_cell(name, line.get(name, "")) for name in used]
-        table.add_row(
-            *(Text(cell) for cell in (*cells, ", ".join(f"{k} {_short(v)}" for k, v in rest.items())))
-        )
+        table.add_row(*(Text(_cell(name, line)) for name in used), Text(_told(line)))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 200
+        console.width = 160
     console.print(table)
-    typer.echo(f"{len(lines)} lines")
+    typer.echo(f"{len(lines)} lines; every fact of each: fedcxr-site audit show --json")
 
 
-def _cell(name: str, value: object) -> str:
-    if name == "bytes" and isinstance(value, int):
+def _cell(name: str, line: Mapping[str, Any]) -> str:
+    value = line.get(name, "")
+    if line["kind"] == "traffic" and name == "bytes":
+        value = sum(route["bytes"] for route in line["routes"].values())
+    if isinstance(value, int) and name == "bytes":
         return f"{value:,}"
+    if name == "run":
+        return str(value)[-6:]
     return str(value)[:19].replace("T", " ") if name == "time" else str(value)
+
+
+def _told(line: Mapping[str, Any]) -> str:
+    """Say what a line records beyond its columns.
+
+    >>> _told({"kind": "refused", "code": "E_POLICY", "problem": "too many rounds", "found": "500"})
+    'E_POLICY: too many rounds (500)'
+    >>> _told({"kind": "traffic", "routes": {"PullMessages": {"requests": 3, "bytes": 39}}})
+    '3 requests: 3 PullMessages'
+    >>> _told({"kind": "answer", "code": "", "records": {"metrics": {"patients": 49}}})
+    'patients 49'
+    """
+    if line["kind"] == "traffic":
+        calls = {name: route["requests"] for name, route in line["routes"].items()}
+        return f"{sum(calls.values())} requests: " + ", ".join(f"{n} {name}" for name, n in calls.items())
+    if line["kind"] == "refused":
+        return f"{line['code']}: {line.get('problem', '')}" + (
+            f" ({line['found']})" if line.get("found") else ""
+        )
+    if line["kind"] == "answer":
+        return "; ".join([part for part in (line.get("code"), *_left(line["records"])) if part]) or "nothing"
+    rest = {k: v for k, v in line.items() if k not in LEFT_OUT and k != "kind" and v not in ("", False)}
+    return ", ".join(f"{k} {_short(v)}" for k, v in rest.items())
+
+
+def _left(records: Mapping[str, Any]) -> Iterator[str]:
+    """Say what of an answer left: an update by its size, figures in clear."""
+    update = records.get("update")
+    if update:
+        yield f"an update of {update['shape'][0]:,} {update['dtype']} numbers"
+    figures = records.get("metrics", {})
+    if figures:
+        yield ", ".join(f"{name} {_short(value)}" for name, value in figures.items())
 
 
 def _short(value: object) -> str:

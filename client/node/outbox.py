@@ -134,8 +134,8 @@ class Outbox:
     def __init__(self, folder: Path, tidy: bool = True) -> None:
         """Open the journal; ``tidy`` removes what a dead process left unfinished, for its owner only."""
         self.folder = folder / "messages"
-        self.folder.mkdir(parents=True, exist_ok=True)
         if tidy:
+            self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in (*self.folder.glob(".new-*"), *self.folder.glob(".gone-*")):
                 shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -170,7 +170,7 @@ class Outbox:
         return [entry for _, entry in sorted(self._readable(), key=lambda pair: pair[0])]
 
     def _readable(self) -> Iterator[tuple[float, Entry]]:
-        for path in self.folder.iterdir():
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name.startswith("."):
                 continue
             entry = Entry(path)

@@ -22,6 +22,7 @@ from flwr.app.message import remove_content_from_message
 from flwr.common.config import get_fused_config_from_fab
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -267,6 +268,8 @@ class Seam:
     def _enter(self, entry: Entry, instruction: Instruction, resumed: bool) -> None:
         run_id = entry.request.metadata.run_id
         run, fab = self._run(run_id)
+        if run.primary_task_type == TaskType.AGENT_APP:
+            raise SchemaError("a run is of a kind that fedcxr does not have", found="agent")
         sha256 = hashlib.sha256(fab.content).hexdigest()
         self._gate.enter(instruction, run_id, sha256, _config(run, fab), resumed)
         self._handed[entry.message_id] = 0
@@ -381,7 +384,8 @@ class Seam:
         entry.drop()
 
     def _over(self, entry: Entry) -> None:
-        self._standing.say(f"run {entry.request.metadata.run_id} is over; {_what(entry)} is dropped")
+        """Drop what the centre refuses: its run is over, or it has done without this answer."""
+        self._standing.say(f"the centre no longer wants {_what(entry)}: it is dropped")
         entry.drop()
 
     def _put_off(self, entry: Entry, error: Exception) -> None:

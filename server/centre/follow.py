@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from common.errors import DeploymentError, RunError, UnreachableError
-from server.centre.control import Control, FlowerRun
 from server.centre.run_folder import RunFolder
 from server.ledger import Event
+
+if TYPE_CHECKING:
+    from server.centre.control import Control, FlowerRun
 
 QUIET = {"returned", "local", "evaluated", "asked"}
 """Events that are told only where everything is."""
@@ -45,7 +48,11 @@ def follow(run: RunFolder, control: Control, number: int, after: int, show: Call
             if event.kind == "finished":
                 return
             if event.kind in ("failed", "stopped"):
-                raise RunError(f"the run {run.name} ended before its time", found=event.text.splitlines()[0], fix=_again(run))
+                raise RunError(
+                    f"the run {run.name} ended before its time",
+                    found=event.text.splitlines()[0],
+                    fix=_again(run),
+                )
         if flower is not None and flower.over:
             _say_why(run, flower)
         time.sleep(_LOOK)

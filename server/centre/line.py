@@ -102,10 +102,10 @@ class CentreLine(Line):
         try:
             result = call()
         except RunNotRunningException:
-            raise _ended() from None
+            raise ended_by_flower() from None
         except _TRANSIENT as error:
             if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _ENDED:
-                raise _ended() from None
+                raise ended_by_flower() from None
             if self._dead_since is None:
                 logger.warning("the SuperLink does not answer (%s); trying on", type(error).__name__)
                 self._dead_since = time.monotonic()
@@ -116,7 +116,8 @@ class CentreLine(Line):
         return result
 
 
-def _ended() -> RunError:
+def ended_by_flower() -> RunError:
+    """Return the error of a run that Flower no longer knows as running."""
     return RunError(
         "Flower has ended this run: it was stopped, or the SuperLink was away for more than a minute",
         fix="fedcxr-server resume",

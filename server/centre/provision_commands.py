@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,9 +133,11 @@ def revoke(site: Site, centre: Centre = None) -> None:
         typer.echo(f"Site {site} {'is revoked' if done else 'was revoked already'}.")
 
 
-def sites(centre: Centre = None) -> None:
+def sites(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False, centre: Centre = None
+) -> None:
     """List the sites: invited, admitted or revoked, and when each was last heard of."""
-    with fail_clearly():
+    with fail_clearly(as_json):
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -144,11 +147,24 @@ def sites(centre: Centre = None) -> None:
 
         with open_registry(CentreFolder.find(centre)) as registry:
             known = registry.sites()
+        now = time.time()
+        if as_json:
+            facts = [
+                {
+                    "site": site.name,
+                    "state": site.state,
+                    "node": str(site.node_id or ""),
+                    "heard_seconds": None if site.heard_at is None else round(now - site.heard_at, 1),
+                    "fingerprint": site_fingerprint(site.node_key, site.signing_key),
+                }
+                for site in known
+            ]
+            typer.echo(json.dumps(facts))
+            return
         if not known:
             typer.echo("No site has been invited yet: fedcxr-server invite SITE")
             return
         table = Table("site", "state", "node", "last heard", "fingerprint of its keys")
-        now = time.time()
         for site in known:
             # Two halves: a line of 95 characters is for no terminal.
             whole = site_fingerprint(site.node_key, site.signing_key)

@@ -58,7 +58,6 @@ def run(
     approvals whether they take part.
     """
     with fail_clearly():
-        from common.errors import RunError
         from server.centre.control import reach_control
         from server.centre.folder import CentreFolder
         from server.centre.plan_file import read_plan
@@ -69,14 +68,11 @@ def run(
         if name:
             check_name(folder, name)
         named = name or free_name(folder, plan)
-        proposal = propose(folder, read.config, bundle)
-        _show(named, proposal, read.left_out)
-        if not yes:
-            if not sys.stdin.isatty():
-                raise RunError("nobody is there to ask", fix="add --yes")
-            if not typer.confirm("Submit it?"):
-                raise SystemExit(0)
         with reach_control(folder) as control:
+            control.check()  # before the model is built, which takes a while
+            proposal = propose(folder, read.config, bundle)
+            _show(named, proposal, read.left_out)
+            _ask_whether(yes)
             submitted = submit(folder, control, proposal, named)
             typer.echo(f"Run {named} is submitted (Flower's run {submitted.flower_runs()[-1]}).")
             _follow_or_leave(submitted, control, 0, detach)
@@ -227,6 +223,17 @@ def _show(name: str, proposal: Proposal, left_out: tuple[str, ...]) -> None:
         )
 
 
+def _ask_whether(yes: bool) -> None:
+    from common.errors import ConfigError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to ask whether to submit it", fix="add --yes")
+    if not typer.confirm("Submit it?"):
+        raise SystemExit(0)
+
+
 def _follow_or_leave(run: RunFolder, control: Control, after: int, detach: bool) -> None:
     from server.centre.follow import QUIET, follow, line_of
 
@@ -262,9 +269,9 @@ def _report(run: RunFolder) -> None:
 
 def _tell_all(centre: CentreFolder) -> None:
     from server.centre.follow import standing
+    from server.centre.instance import is_running
     from server.centre.registry import Registry
     from server.centre.run_folder import run_folders
-    from server.centre.start import is_running
 
     config, now = centre.config(), time.time()
     runs = "is running" if is_running(centre) else "is not running (fedcxr-server start)"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from logging.handlers import RotatingFileHandler
+from types import FrameType
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
-from common.errors import FedcxrError
+from common.errors import FedcxrError, RunError
 from common.signing import load_signing_key
 from server.centre.folder import CentreFolder
-from server.centre.line import CentreLine
+from server.centre.line import CentreLine, ended_by_flower
 from server.centre.registry import Registry
 from server.centre.run_folder import RunFolder, run_of_flower
 from server.ledger import Ledger
@@ -45,7 +49,7 @@ def carry_out(grid: Grid, number: int, config: RunConfig, centre: CentreFolder) 
             ledger.put("flower_run", str(number))
             return CentreLine(grid, ledger, registry, key, number)
 
-        with _told(run):
+        with _told(run), _ended_in_words():
             run_plan(grid, config, run.path, reach, patience=config.rounds.deadline)
 
 
@@ -62,6 +66,29 @@ def _told(run: RunFolder) -> Iterator[None]:
         logger.exception("run %s was ended by a fault of ours", run.name)
         _tell(run, f"a fault of ours: {type(error).__name__} (see logs/serverapp.log)", "E_INTERNAL")
         raise
+
+
+@contextlib.contextmanager
+def _ended_in_words() -> Iterator[None]:
+    """Let the signals that end a ServerApp end the run with a reason.
+
+    Flower's client interrupts its own process once the SuperLink no longer knows its task.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[number])  # a second one is Flower's own business
+        raise ended_by_flower() if number == signal.SIGINT else RunError("the ServerApp was told to stop")
+
+    before.update({number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log_to(centre: CentreFolder) -> None:
@@ -83,6 +110,7 @@ class _Log(RotatingFileHandler):
 def _tell(run: RunFolder, text: str, code: str) -> None:
     """Write the reason to the ledger if there is room; it stands in the process's log anyway."""
     try:
-        run.tell("failed", text, code=code)
+        if run.outcome() != "stopped":  # then it ended because it was to end
+            run.tell("failed", text, code=code)
     except (FedcxrError, OSError):
         logger.warning("the reason could not be written to the ledger")

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from common.errors import DeploymentError
 from common.files import write_atomic
 from common.supervise import Child, Supervisor, command, flower_environment
 from server.centre.bundle import build_bundle
 from server.centre.certificates import days_left, valid_until
 from server.centre.folder import CENTRE, CentreFolder
+from server.centre.instance import only_one
 from server.centre.provision import centre_fingerprint
 from server.centre.registry import Registry
 
 _WARNING = re.compile(r"(\S+ \S+?),\d+ (?:WARNING|ERROR) fedcxr\S* (.*)")
-_LOCK = ".running"
 _RENEW_BEFORE = 30
 """Days before the certificate's end at which it is said that it should be renewed."""
 _NOT_OURS = ("FEDCXR_RUN", "FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")
@@ -72,35 +70,6 @@ def start_centre(centre: CentreFolder, say: Callable[[str], None]) -> int:
         code = Supervisor(children(centre), centre.logs, say, _warnings(say)).run()
         say("Stopped. Runs that were under way can be resumed: fedcxr-server resume")
         return code
-
-
-@contextlib.contextmanager
-def only_one(centre: CentreFolder) -> Iterator[None]:
-    """Keep a second instance from starting; the kernel lets go when this process dies.
-
-    Raises:
-        DeploymentError: if the centre runs already.
-    """
-    descriptor = os.open(centre.root / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeploymentError(
-                "this centre runs already", found=str(centre.root), fix="stop the other one first"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def is_running(centre: CentreFolder) -> bool:
-    """Whether the centre's processes are kept running by somebody."""
-    try:
-        with only_one(centre):
-            return False
-    except DeploymentError:
-        return True
 
 
 def _warnings(say: Callable[[str], None]) -> Callable[[str, str], None]:

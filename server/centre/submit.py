@@ -132,7 +132,6 @@ def submit(centre: CentreFolder, control: Control, proposal: Proposal, name: str
     Raises:
         DeploymentError: if the centre does not take it; the folder stays and can be resumed.
     """
-    control.check()
     run = RunFolder(centre.run(name))
     write_plan(proposal.config, proposal.base_digest, run.path, proposal.code_digest)
     write_atomic(run.path / _BUNDLE, proposal.fab)
@@ -171,9 +170,10 @@ def stop(control: Control, run: RunFolder) -> bool:
     live = [number for number in run.flower_runs() if not control.run(number).over]
     for number in live:
         control.stop_run(number)
-    if live and run.outcome() == "":
-        run.tell("stopped", "stopped from the centre; committed rounds are kept")
-    return bool(live)
+    if not live or run.outcome() == "finished":
+        return False
+    run.tell("stopped", "stopped from the centre; committed rounds are kept")
+    return True
 
 
 def end_the_dead(control: Control, run: RunFolder) -> None:

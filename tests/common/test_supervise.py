@@ -165,6 +165,22 @@ def test_a_flood_of_output_blocks_nobody_and_loses_no_line(run: Callable[..., Ru
     assert [int(line.split()[0]) for _, line in running.heard] == list(range(60000))
 
 
+def test_a_listener_who_is_gone_stops_nobody(tmp_path: Path) -> None:
+    def gone(*_: str) -> None:
+        raise BrokenPipeError
+
+    code = "while :; do echo a line; sleep 0.02; done"
+    supervisor = Supervisor([Child("a", ("/bin/sh", "-c", code))], tmp_path, gone, gone)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    wait_for(lambda: (tmp_path / "a.log").exists() and (tmp_path / "a.log").stat().st_size > 50)
+    os.kill(int(json.loads((tmp_path / "processes.json").read_text())["a"]["pid"]), signal.SIGKILL)
+    wait_for(lambda: json.loads((tmp_path / "processes.json").read_text())["a"]["restarts"] == 1)
+    supervisor.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_log_is_rotated_between_lines(tmp_path: Path) -> None:
     log = RotatingLog(tmp_path / "a.log", size=100, keep=3)
     for i in range(30):

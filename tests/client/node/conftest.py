@@ -85,9 +85,9 @@ def tiny_fab(plan: RunConfig) -> bytes:
     project = {"name": "fedcxr", "version": "0.1.0", "license": "Apache-2.0"}
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as archive:
-        archive.writestr(
-            "pyproject.toml", tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}})
-        )
+        # With a fixed date: the same bytes whenever it is made.
+        entry = zipfile.ZipInfo("pyproject.toml")
+        archive.writestr(entry, tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
     return written.getvalue()
 
 

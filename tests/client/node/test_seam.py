@@ -92,7 +92,7 @@ def test_the_text_of_an_exception_stays_here(link, site) -> None:
 @pytest.mark.parametrize("where", ["record", "metric", "code", "site", "metadata"])
 def test_nothing_leaves_that_the_gate_has_not_passed(link, site, trained, where: str) -> None:
     asked = link.ask(link.instruction())
-    site.pull()
+    assert site.pull() == link.run, (site.audit(), link.sent)
     content: Any = answer_to_records(trained)
     metadata = {}
     if where == "record":
@@ -221,7 +221,7 @@ def test_of_a_run_that_is_over_nothing_is_kept(link, site, trained) -> None:
     link.finish()
     site.reply(trained)
     assert site.outbox.entries() == []
-    assert f"run {link.run} is over; train, round 1 (run {link.run}) is dropped" in site.said
+    assert f"the centre no longer wants train, round 1 (run {link.run}): it is dropped" in site.said
 
 
 def test_what_the_centre_no_longer_waits_for_is_dropped(link, site, trained) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -191,17 +192,22 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def provision() -> Callable[[Path], CentreFolder]:
-    """Set up a centre in a folder, with two sites admitted: east is node 2**63 + 5 and north node 7."""
+def provision() -> Callable[..., CentreFolder]:
+    """Set up a centre in a folder, with two sites admitted: east is node 2**63 + 5 and north node 7.
 
-    def make(folder: Path) -> CentreFolder:
+    Without ``numbered`` a SuperLink has still to give them numbers.
+    """
+
+    def make(folder: Path, numbered: bool = True) -> CentreFolder:
         address = f"127.0.0.1:{free_port()}"
         made = init_centre(folder, "centre", address, address, f"127.0.0.1:{free_port()}", [])
         with Registry(made.registry) as registry:
             for name, node in {"east": 2**63 + 5, "north": 7}.items():
                 secret = registry.invite(name)
-                registry.admit(name, f"key of {name}".encode(), f"ed25519:{name}", secret)
-                registry.set_node_id(name, node)
+                _, public = generate_key_pairs()
+                registry.admit(name, public_key_to_bytes(public), f"ed25519:{name}", secret)
+                if numbered:
+                    registry.set_node_id(name, node)
         return made
 
     return make

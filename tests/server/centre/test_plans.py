@@ -26,7 +26,7 @@ FLAT = {"data.findings": "effusion", "data.image-size": 32, "model.backbone": "t
 
 
 @pytest.fixture
-def centre(provision: Callable[[Path], CentreFolder], tmp_path: Path) -> CentreFolder:
+def centre(provision: Callable[..., CentreFolder], tmp_path: Path) -> CentreFolder:
     return provision(tmp_path / "centre")
 
 

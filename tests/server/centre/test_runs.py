@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def planned(centre: CentreFolder, name: str, number: int, config: RunConfig = CO
 @pytest.fixture(scope="module")
 def template(
     sites: dict[str, Path],
-    provision: Callable[[Path], CentreFolder],
+    provision: Callable[..., CentreFolder],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> CentreFolder:
     """A centre with one finished run."""
@@ -341,3 +342,31 @@ def test_nothing_is_merged_into_another_base(run: RunFolder, tmp_path: Path) -> 
     file.write_text(file.read_text().replace(base, "0" * 64))
     with pytest.raises(DigestError, match="the base here"):
         hand_out(run, tmp_path / "out", True)
+
+
+def test_a_serverapp_that_flower_interrupts_says_why(
+    centre: CentreFolder, sites: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's client sends its own process SIGINT once its task is over; handlers are put back."""
+    run = planned(centre, "interrupted", 51)
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("server.plan.train_rounds", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(RunError, match="Flower has ended this run"):
+        carry_out(grid(sites, 51), 51, CONFIG, centre)
+    assert run.outcome() == "failed" and "resume" in run.events()[-1].text
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_was_stopped_has_not_failed(
+    centre: CentreFolder, sites: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(centre, "stopped", 61)
+
+    def stopped(*_: object) -> None:
+        run.tell("stopped", "stopped from the centre")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("server.plan.train_rounds", stopped)
+    with pytest.raises(RunError):
+        carry_out(grid(sites, 61), 61, CONFIG, centre)
+    assert run.outcome() == "stopped"
