@@ -57,6 +57,8 @@ class Federation:
     _refused: set[int] = field(default_factory=set)
     """Nodes that cannot take part in this run: they are not asked to enrol again."""
     _joining: Talk | None = None
+    _silent: set[str] = field(default_factory=set)
+    """Sites that missed the last deadline they were asked under."""
 
     def instruction(
         self,
@@ -101,7 +103,9 @@ class Federation:
             lambda node, code: self._lost(by_node[node], code, instruction.round),
         )
         replies = {by_node[node]: reply for node, reply in exchange.replies.items()}
-        return replies, sorted(by_node[n] for n in exchange.missing), exchange
+        missing = sorted(by_node[n] for n in exchange.missing)
+        self._silent = (self._silent - replies.keys()) | {*missing}
+        return replies, missing, exchange
 
     # ------------------------------------------------------------------ enrolment
 
@@ -230,19 +234,34 @@ class Federation:
     # ------------------------------------------------------------------ rounds
 
     def cohort(self, generator: np.random.Generator) -> list[str]:
-        """Draw the sites asked this round, in name order."""
-        names, size = self.names(), self.config.rounds.cohort
+        """Draw the sites asked this round, in name order.
+
+        Raises:
+            QuorumError: if no enrolled site is admitted any more.
+        """
+        names, size = self.names(self.config.rounds.quorum), self.config.rounds.cohort
+        if not names:
+            raise QuorumError("every site of this run was revoked", fix="admit sites, and begin a new run")
         if not size or size >= len(names):
             return names
         drawn: NDArray[np.int64] = generator.choice(len(names), size=size, replace=False)
         return [names[i] for i in sorted(drawn.tolist())]
 
-    def names(self) -> list[str]:
-        """Return the enrolled sites that are still admitted, in name order."""
+    def names(self, at_least: int = 0) -> list[str]:
+        """Return the enrolled sites that are still admitted, in name order.
+
+        One that missed its last deadline and is not connected is left out, lest every round waits
+        for it to the end; unless fewer than ``at_least`` would remain.
+        """
         if self.line.steady:
             return list(self.sites)
         admitted = self.line.admitted()
-        return [name for name, site in self.sites.items() if site.node in admitted]
+        names = [name for name, site in self.sites.items() if site.node in admitted]
+        if not self._silent & {*names}:
+            return names
+        present = self.line.present()
+        there = [n for n in names if n not in self._silent or self.sites[n].node in present]
+        return there if len(there) >= max(at_least, 1) else names
 
 
 def _by_the_one_asked(reply: Reply, name: str) -> Reply:

@@ -102,7 +102,10 @@ def _one_round(
         ledger.event("returned", text, round=number, site=site, up=reply.up)
 
     started = time.monotonic()
-    ledger.event("asked", f"Round {number}: asking {len(cohort)} sites", round=number, cohort=cohort)
+    absent = [] if config.rounds.cohort else [name for name in federation.sites if name not in cohort]
+    text = f"Round {number}: asking {len(cohort)} sites"
+    text += f", without {', '.join(absent)}" if absent else ""
+    ledger.event("asked", text, round=number, cohort=cohort)
     replies, missing, exchange = federation.ask(
         cohort, federation.instruction("train", number, state), receive
     )

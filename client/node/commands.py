@@ -33,7 +33,7 @@ def status(
 ) -> None:
     """Say whether this site runs and is connected, what it was last asked, and what still waits."""
     with fail_clearly(as_json):
-        from client.node.start import site_status, status_lines
+        from client.node.status import site_status, status_lines
         from client.place import SiteFolder
 
         found = site_status(SiteFolder.of(place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from client.gate.approval import current_approval
 from client.gate.audit import Audit
@@ -15,6 +15,30 @@ from client.site import SiteConfig
 from common.config import RunConfig
 from common.errors import FedcxrError
 from common.protocol import Answer, Instruction
+
+
+class Gate(Protocol):
+    """What decides over instructions and answers."""
+
+    def enter(
+        self, instruction: Instruction, run: int, fab_sha256: str, config: Mapping[str, Any], resumed: bool
+    ) -> None:
+        """Let an instruction in, once, or raise; ``resumed``: it was let in before this process began."""
+
+    def refuse(self, run: int, error: FedcxrError) -> None:
+        """Record that something was refused which is no instruction."""
+
+    def leave(self, answer: Answer, instruction: Instruction, config: Mapping[str, Any]) -> Answer:
+        """Return what of an answer may leave, or raise."""
+
+    def count(self, run: int, size: int) -> None:
+        """Count the bytes of an answer before it leaves, or raise if they are too many."""
+
+    def record(self, kind: str, **facts: Any) -> None:
+        """Write a line of the audit, or raise."""
+
+    def describe(self, answer: Answer) -> dict[str, Any]:
+        """Say what an answer holds."""
 
 
 class SiteGate:

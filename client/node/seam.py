@@ -12,48 +12,34 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 from flwr.app import Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.config import get_fused_config_from_fab
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectPushError,
-    inflate_object_from_contents,
-    pull_objects,
-    validate_object_content,
-)
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
 from flwr.supercore.object_store import ObjectStore
 from flwr.supercore.run import Run, RunNotRunningException
 
 from client.gate.egress import CODES, answer_bytes
 from client.node.fleet import Released, Traffic
+from client.node.gates import Gate
 from client.node.outbox import Entry, Outbox
+from client.node.parcel import named, read_answer, read_instruction, run_settings, write_reply
 from client.node.standing import Standing, in_words
 from common.errors import AuditError, EgressError, FedcxrError, SchemaError, WorkerError
 from common.protocol import Answer, Instruction
-from common.wire import answer_from_records, answer_to_records, instruction_from_records
 
 ATTEMPTS = 2
 """How often an instruction is handed to a ClientApp that crashes."""
 STARTS = 8
 """How often it is handed in over all, where this process dies meanwhile too."""
-PATIENCE = 60.0
-"""Seconds the objects of an answer may take to come from the ClientApp."""
 LIVELY = 30.0
 """Seconds after an answer in which the next instruction is likely; it is then asked for often."""
 POLL = 0.75
@@ -75,30 +61,6 @@ class Connection:
     pull_object: Callable[[int, str], bytes]
     push_object: Callable[[int, str, str, bytes], None]
     confirm: Callable[[int, str], None]
-
-
-class Gate(Protocol):
-    """What decides over instructions and answers: `client.node.gates.SiteGate`."""
-
-    def enter(
-        self, instruction: Instruction, run: int, fab_sha256: str, config: dict[str, Any], resumed: bool
-    ) -> None:
-        """Let an instruction in, once, or raise; ``resumed``: it was let in before this process began."""
-
-    def refuse(self, run: int, error: FedcxrError) -> None:
-        """Record that something was refused which is no instruction."""
-
-    def leave(self, answer: Answer, instruction: Instruction, config: dict[str, Any]) -> Answer:
-        """Return what of an answer may leave, or raise."""
-
-    def count(self, run: int, size: int) -> None:
-        """Count the bytes of an answer before it leaves, or raise if they are too many."""
-
-    def record(self, kind: str, **facts: Any) -> None:
-        """Write a line of the audit, or raise."""
-
-    def describe(self, answer: Answer) -> dict[str, Any]:
-        """Say what an answer holds."""
 
 
 class Seam:
@@ -180,7 +142,7 @@ class Seam:
         if entry is None:
             _log.error("an answer to nothing that was asked is dropped")
             return set(), ""
-        answer = self._read(message, tree)
+        answer = read_answer(self._store, message, tree, self.site)
         if answer is None:
             if self._handed.get(entry.message_id, 0) < ATTEMPTS and not entry.expired():
                 self._standing.say("the ClientApp crashed; its instruction is handed in once more")
@@ -256,11 +218,11 @@ class Seam:
         """Ask the gate; a refusal is answered at once and no task comes of it."""
         run_id = entry.request.metadata.run_id
         try:
-            instruction = self._instruction(entry)
+            instruction = read_instruction(entry)
         except SchemaError as error:
             self._gate.refuse(run_id, error)
             raise
-        entry.note(about=_about(instruction, run_id))
+        entry.note(about=named(instruction, run_id))
         self._enter(entry, instruction, resumed=False)
         entry.note(state="accepted")
         self._standing.asked(entry.facts["about"])
@@ -271,13 +233,13 @@ class Seam:
         if run.primary_task_type == TaskType.AGENT_APP:
             raise SchemaError("a run is of a kind that fedcxr does not have", found="agent")
         sha256 = hashlib.sha256(fab.content).hexdigest()
-        self._gate.enter(instruction, run_id, sha256, _config(run, fab), resumed)
+        self._gate.enter(instruction, run_id, sha256, run_settings(run, fab), resumed)
         self._handed[entry.message_id] = 0
 
     def _hand_in(self, entry: Entry) -> tuple[Message, ObjectTree] | None:
         """Give an accepted instruction to Flower's loop, unless it has crashed too often."""
         if entry.message_id not in self._handed:
-            self._enter(entry, self._instruction(entry), resumed=True)
+            self._enter(entry, read_instruction(entry), resumed=True)
             self._standing.say(f"going on with {_what(entry)}, which was not finished")
         starts = int(entry.facts["attempts"])
         if self._handed[entry.message_id] >= ATTEMPTS or starts >= STARTS:
@@ -287,37 +249,6 @@ class Seam:
         return message_from_proto(entry.request), entry.tree
 
     # ------------------------------------------------------------------ one answer
-
-    def _read(self, message: Message, tree: ObjectTree) -> Answer | None:
-        """Read a ClientApp's answer; None if it crashed, or hands back what is no answer."""
-        if message.has_error():
-            _log.warning("the ClientApp failed, Flower's code %s", message.error.code)
-            return None
-        try:
-            contents = self._gather(tree)
-            whole = inflate_object_from_contents(tree.object_id, contents)
-            if not isinstance(whole, Message) or whole.has_error():
-                return None
-            return answer_from_records(whole.content)
-        except SchemaError as error:
-            _log.warning("the ClientApp's answer is not one: %s", error)
-            return Answer(self.site, code=EgressError.code)
-        except Exception as error:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
-            _log.warning("the ClientApp's answer cannot be read: %s", type(error).__name__)
-            return None
-
-    def _gather(self, tree: ObjectTree) -> dict[str, bytes]:
-        """Wait for the objects of an answer; a ClientApp that dies over them is not waited for for ever."""
-        deadline = time.monotonic() + PATIENCE
-        contents: dict[str, bytes] = {}
-        for part in iterate_object_tree(tree):
-            while not (content := self._store.get(part.object_id)):
-                if content is None or time.monotonic() >= deadline:
-                    raise TimeoutError("an object of an answer did not come")
-                time.sleep(0.05)
-            validate_object_content(content)
-            contents[part.object_id] = content
-        return contents
 
     def _answer(self, entry: Entry, answer: Answer) -> None:
         """Check an answer, write it anew, keep it, and send it."""
@@ -335,7 +266,7 @@ class Seam:
         if bare and answer.code in CODES:
             return answer
         try:
-            allowed = self._gate.leave(answer, self._instruction(entry), self._config_of(entry))
+            allowed = self._gate.leave(answer, read_instruction(entry), self._config_of(entry))
             self._gate.count(entry.request.metadata.run_id, answer_bytes(allowed))
         except AuditError:
             raise
@@ -345,15 +276,11 @@ class Seam:
         return allowed
 
     def _write(self, entry: Entry, answer: Answer) -> None:
-        """Keep a reply made from what was checked, in Flower's form."""
-        reply = Message(answer_to_records(answer), reply_to=message_from_proto(entry.request))
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        with no_object_id_recompute():
-            tree = get_object_tree(reply)
-            objects = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
+        """Keep a reply made from what was checked."""
+        message, tree, objects = write_reply(entry, answer)
         size = sum(map(len, objects.values()))
         entry.note(code=answer.code, size=size, records=self._gate.describe(answer))
-        entry.answer(message_to_proto(remove_content_from_message(reply)), tree, objects)
+        entry.answer(message, tree, objects)
 
     def _deliver(self, entry: Entry) -> None:
         """Audit an answer and send it; sent twice, the centre takes it once."""
@@ -406,26 +333,8 @@ class Seam:
             self._runs = {run_id: (run, self.inner.get_fab(run.fab_hash, run_id))}
         return self._runs[run_id]
 
-    def _config_of(self, entry: Entry) -> dict[str, Any]:
-        return _config(*self._run(entry.request.metadata.run_id))
-
-    def _instruction(self, entry: Entry) -> Instruction:
-        """Read an instruction from the journal.
-
-        Raises:
-            SchemaError: if it is not one of ours.
-        """
-        try:
-            contents = {t.object_id: entry.object(t.object_id) for t in iterate_object_tree(entry.tree)}
-            whole = inflate_object_from_contents(entry.tree.object_id, contents)
-            if not isinstance(whole, Message) or not whole.has_content():
-                raise SchemaError("a message holds no instruction")
-            records = whole.content
-        except SchemaError:
-            raise
-        except Exception:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
-            raise SchemaError("a message cannot be read") from None
-        return instruction_from_records(entry.request.metadata.message_type, records)
+    def _config_of(self, entry: Entry) -> Mapping[str, Any]:
+        return run_settings(*self._run(entry.request.metadata.run_id))
 
     def _disk_is_full(self) -> bool:
         full = shutil.disk_usage(self._outbox.folder).free < MIN_FREE
@@ -437,31 +346,6 @@ class Seam:
     def _note_disk(self, error: OSError) -> None:
         """Say that the journal cannot be written; what is in it is taken up again."""
         self._standing.say(f"the journal cannot be written: {error.strerror}; this is tried again")
-
-
-def _config(run: Run, fab: Fab) -> dict[str, Any]:
-    """Return a run's settings as Flower's ClientApp will see them.
-
-    Raises:
-        SchemaError: if the app has no manifest that can be read.
-    """
-    try:
-        return dict(get_fused_config_from_fab(fab.content, run))
-    except Exception:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
-        raise SchemaError("the app of a run cannot be read") from None
-
-
-def _about(instruction: Instruction, run_id: int) -> dict[str, Any]:
-    """Say what an instruction is, for records and status."""
-    return {
-        "run": str(run_id),
-        "stage": instruction.stage,
-        "round": instruction.round,
-        "arm": instruction.arm[:40],
-        "split": instruction.split,
-        "sequence": instruction.sequence,
-        "plan": instruction.plan_digest[:64],
-    }
 
 
 def _what(entry: Entry) -> str:

@@ -107,13 +107,20 @@ class CentreLine(Line):
             if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _ENDED:
                 raise ended_by_flower() from None
             if self._dead_since is None:
-                logger.warning("the SuperLink does not answer (%s); trying on", type(error).__name__)
+                logger.warning("the SuperLink does not answer (%s); trying on", _reason(error))
                 self._dead_since = time.monotonic()
             return []
         if self._dead_since is not None:
             logger.warning("the SuperLink answers again after %.0f s", self.silent())
             self._dead_since = None
         return result
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        return f"status {status}" + (", it is busy or its disk is full" if status in _BUSY else "")
+    return type(error).__name__
 
 
 def ended_by_flower() -> RunError:

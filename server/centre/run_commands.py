@@ -177,7 +177,7 @@ def status(
 
         if run is not None and centre is None and (Path(run) / "ledger.sqlite").is_file():
             found = RunFolder(Path(run))
-        elif run is not None and ("/" in run or Path(run).is_dir()):
+        elif run is not None and "/" in run:
             raise RunError(f"{run} holds no run", fix="name the folder given to --out")
         else:
             folder = CentreFolder.find(centre)

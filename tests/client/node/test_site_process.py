@@ -26,7 +26,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from client.gate.approval import approve
 from client.gate.audit import read_audit, verify_audit
 from client.join.joining import accept_welcome, prepare_site
-from client.node.start import check_ready, running_pid, site_status, status_lines, stop_site
+from client.node.start import check_ready, running_pid, stop_site
+from client.node.status import site_status, status_lines
 from client.place import SiteFolder
 from common.code import code_digest
 from common.config import RunConfig

@@ -305,3 +305,46 @@ def test_a_revoked_site_is_not_asked_in_the_next_round(centre, nodes, make_confi
     one, two = train_rounds(federation, state, centre_folder(centre))
     assert "south" in one.record["cohort"] and two.record["cohort"] == ["east", "north"]
     assert [node for node, i in centre.hall.asked if i.round == 2] == [nodes["east"], nodes["north"]]
+
+
+def test_a_site_that_is_gone_for_good_costs_one_deadline_and_not_every_round(
+    centre, nodes, make_config, honest, state
+):
+    def dies(instruction):
+        if instruction.stage == "train":
+            centre.hall.online.discard(nodes["east"])
+            return None
+        return honest("east")(instruction)
+
+    centre.hall.deeds[nodes["east"]] = dies
+    federation = centre.federation(
+        make_config, rounds__sites=3, rounds__quorum=2, rounds__count=4, rounds__deadline=1.0
+    )
+    federation.enrol()
+    began = time.monotonic()
+    done = train_rounds(federation, state, centre_folder(centre))
+    assert time.monotonic() - began < 4
+    assert [c.record["missing"] for c in done] == [["east"], [], [], []]
+    assert [c.record["cohort"] for c in done[1:]] == [["north", "south"]] * 3
+    assert all(event.text.endswith("without east") for event in centre.events("asked")[1:])
+
+
+def test_below_the_quorum_a_round_waits_for_the_site_that_is_gone(centre, nodes, make_config, honest, state):
+    """Else the remaining rounds would be abandoned within a moment."""
+    east = nodes["east"]
+
+    def leaves(instruction):
+        if instruction.stage == "train" and instruction.round == 1:
+            centre.hall.online.discard(east)
+            threading.Timer(1.5, centre.hall.online.add, [east]).start()
+            return None
+        return honest("east")(instruction)
+
+    centre.hall.deeds[east] = leaves
+    federation = centre.federation(
+        make_config, rounds__sites=3, rounds__quorum=3, rounds__count=2, rounds__deadline=1.0
+    )
+    federation.enrol()
+    one, two = train_rounds(federation, state, centre_folder(centre))
+    assert one.record["status"] == "abandoned"
+    assert two.record["returned"] == ["east", "north", "south"]
