@@ -48,7 +48,7 @@ class GatedSites:
         reply = Message(answer_to_records(answer), reply_to=message)
         gate, size = self._gates[site.node], message_bytes(reply)
         about = {"run": str(RUN), "stage": instruction.stage, "round": instruction.round}
-        gate.record("answer", **about, code=answer.code, bytes=size, holds=gate.describe(answer))
+        gate.record("answer", **about, code=answer.code, bytes=size, records=gate.describe(answer))
         if shown:
             self.answers += 1
             self._say(f"   leaves  {_holds(gate.describe(answer))}; {size:,} bytes in Flower's form")
@@ -76,11 +76,10 @@ class GatedSites:
             if answer.code:
                 self._refused(name, answer.code, f"see {site.site.data.state / 'site.log'}")
                 return answer
-            gate.leave(answer, instruction, self._flat)
+            return gate.leave(answer, instruction, self._flat)
         except FedcxrError as error:
             self._refused(name, error.code, ". ".join(filter(None, (error.problem, error.found, error.fix))))
             return Answer(name, code=error.code)
-        return answer
 
     def _refused(self, site: str, code: str, words: str) -> None:
         self.refusals += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, files
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,14 @@ def embedded_architecture() -> dict[str, Any]:
 
 
 def embedded_file() -> Path:
-    """Return the embedded weights: beside this file, or in the installed distribution.
+    """Return the embedded weights: beside this file, or in the package installed.
 
-    A Flower App Bundle carries code only, so its copy of this package finds them in the wheel
-    installed in the same environment.
+    A Flower App Bundle carries code only and its copy of this package comes first on the path, so
+    the weights are looked for along the rest of it.
     """
     beside = Path(__file__).parent / "embedded" / EMBEDDED
-    if not beside.is_file():
-        try:
-            installed = files("fedcxr") or []
-        except PackageNotFoundError:
-            installed = []
-        for file in installed:
-            if file.name == EMBEDDED:
-                return Path(str(file.locate()))
-    return beside
+    installed = (Path(entry) / "common" / "model" / "embedded" / EMBEDDED for entry in sys.path)
+    return next((file for file in (beside, *installed) if file.is_file()), beside)
 
 
 def load_base(config: RunConfig) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:

@@ -48,6 +48,17 @@ def test_fab_has_the_code_digest_of_the_tree(fab: bytes, tmp_path: Path) -> None
     assert answer.stdout == code_digest()
 
 
+def test_code_in_a_bundle_finds_the_embedded_weights_of_the_installed_package(
+    fab: bytes, tmp_path: Path
+) -> None:
+    zipfile.ZipFile(io.BytesIO(fab)).extractall(tmp_path)
+    question = (
+        "import common.model.base as base, sys; from pathlib import Path;"
+        "sys.exit(not (Path(base.__file__).is_relative_to(Path.cwd()) and base.embedded_file().is_file()))"
+    )
+    subprocess.run([sys.executable, "-c", question], cwd=tmp_path, check=True)
+
+
 def test_wheel_holds_the_four_packages_and_nothing_else(
     repository: Path, package_files: list[Path], tmp_path: Path
 ) -> None:
