@@ -22,6 +22,8 @@ Centre = Annotated[
     typer.Option("--centre", help="The centre's folder; else FEDCXR_CENTRE, or the working folder."),
 ]
 Run = Annotated[str | None, typer.Argument(help="The run's name; else the one submitted last.")]
+_COMMON_LEAST = 2
+"""Least number of sites in an average that a site's policy.toml asks for as it is first written."""
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it is submitted; status tells the rest.")]
 
 
@@ -217,9 +219,16 @@ def _show(name: str, proposal: Proposal, left_out: tuple[str, ...]) -> None:
         typer.echo(f"  {site.name:<32}  {_heard(site.heard_at, now)}")
     if len(proposal.admitted) - len(absent) < rounds.sites:
         connected = len(proposal.admitted) - len(absent)
+        enough = connected >= rounds.quorum
+        without = f"; to begin without them: --set rounds.sites={connected}" if enough else ""
         typer.echo(
-            f"Not connected: {', '.join(absent)}. The run waits for them for up to {rounds.deadline:g} s; "
-            f"to begin without them: --set rounds.sites={max(connected, 1)}"
+            f"Not connected: {', '.join(absent)}. "
+            f"The run waits for them for up to {rounds.deadline:g} s{without}"
+        )
+    if rounds.quorum < _COMMON_LEAST:
+        typer.echo(
+            f"Note: hospitals that keep the policy they began with refuse rounds.quorum = {rounds.quorum}; "
+            f"they ask for {_COMMON_LEAST} or more sites in an average."
         )
 
 

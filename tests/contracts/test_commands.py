@@ -45,6 +45,21 @@ def test_commands_in_the_documentation_parse(commands: dict[str, click.Command],
     assert not wrong, "\n".join(wrong)
 
 
+def test_commands_of_the_services_and_scripts_parse(
+    commands: dict[str, click.Command], repository: Path
+) -> None:
+    texts = {file: file.read_text("utf-8") for file in sorted((repository / "docs" / "deploy").iterdir())}
+    demo = repository / "scripts" / "demo-deployment"
+    texts[demo] = demo.read_text("utf-8")
+    called = 0
+    for file, text in texts.items():
+        lines = re.findall(r"(?:ExecStart=\S*/|show |podman run .* fedcxr )(fedcxr-(?:[^\\\n]|\\\n)*)", text)
+        called += len(lines)
+        wrong = list(_mistakes("\n".join(line.replace("$", "") for line in lines), commands))
+        assert not wrong, f"{file.name}: {wrong}"
+    assert called >= 11
+
+
 def test_commands_in_the_help_parse(commands: dict[str, click.Command]) -> None:
     for command in commands.values():
         for leaf in _leaves(command):
