@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("faults"), pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("faults"), pytest.mark.faults, pytest.mark.timeout(1500)]
 
 PLAN = """
 seed = 3
@@ -140,7 +140,9 @@ def test_kill_9_of_whole_trees(storm: Callable[..., None], wait: Callable[..., o
 
     def strike(d: Any) -> None:
         for who in ("north", "centre"):
-            d.running.pop(who).kill()
+            killed = d.running.pop(who)
+            killed.kill()
+            killed.wait()
         wait("their children to be gone", lambda: not leftovers(d), 30)
         d.start("centre")
         d.start("north")
