@@ -15,7 +15,12 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("faults"), pytest.mark.faults, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.xdist_group("faults"),
+    pytest.mark.faults,
+    pytest.mark.timeout(1500),
+]
 
 PLAN = """
 seed = 3

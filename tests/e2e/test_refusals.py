@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -90,6 +91,24 @@ def test_a_plan_above_policy(up: Any, name: str, setting: str) -> None:
 
 def test_another_base(up: Any) -> None:
     refused_run(up, "base", "E_DIGEST", up.run_plan, "--set", "model.backbone=timm:test_vit2")
+
+
+def test_strangers_at_the_door_leave_a_round_unharmed(up: Any) -> None:
+    """400 connections that say nothing, or half a request, while a run goes from beginning to end."""
+    idle = []
+    for number in range(400):
+        idle.append(socket.create_connection(("127.0.0.1", up.gate), timeout=5))
+        if number % 2:
+            idle[-1].sendall(b"\x16\x03\x01")  # the beginning of a TLS handshake
+    try:
+        up.server("run", up.run_plan, "--name", "besieged", "--yes")
+    finally:
+        for connection in idle:
+            connection.close()
+    (only,) = up.events("besieged", "round")
+    record = json.loads(str(only["facts"]))
+    assert record["status"] == "committed" and record["returned"] == ["north", "south"]
+    assert not up.events("besieged", "lost")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Flower's database migrations
