@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("refusals"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("refusals"),
+    pytest.mark.timeout(900),
+]
 
 PLAN = """
 [data]
