@@ -17,7 +17,6 @@ import pytest
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.xdist_group("faults"),
     pytest.mark.faults,
     pytest.mark.timeout(1500),
 ]

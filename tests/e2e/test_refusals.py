@@ -16,7 +16,6 @@ import pytest
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.xdist_group("refusals"),
     pytest.mark.timeout(900),
 ]
 

@@ -158,7 +158,12 @@ class Struck(BaseException):
     """The process dies here."""
 
 
-@pytest.mark.parametrize("moment", ["asked", "returned", "round", "chosen"])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "moment", ["asked", pytest.param("returned", marks=_SLOW), "round", pytest.param("chosen", marks=_SLOW)]
+)
 def test_a_run_that_died_at_any_moment_resumes_to_the_same_adapter(
     centre: CentreFolder,
     sites: dict[str, Path],
