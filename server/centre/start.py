@@ -18,6 +18,8 @@ from server.centre.provision import centre_fingerprint
 from server.centre.registry import Registry
 
 _WARNING = re.compile(r"(\S+ \S+?),\d+ (?:WARNING|ERROR) fedcxr\S* (.*)")
+_FAULT = re.compile(r"E_[A-Z_]+  .*| +(?:found|fix): +.*")
+"""An error of ours, as a process of ours ends with it."""
 _RENEW_BEFORE = 30
 """Days before the certificate's end at which it is said that it should be renewed."""
 _NOT_OURS = ("FEDCXR_RUN", "FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")
@@ -73,12 +75,14 @@ def start_centre(centre: CentreFolder, say: Callable[[str], None]) -> int:
 
 
 def _warnings(say: Callable[[str], None]) -> Callable[[str, str], None]:
-    """Pass on what the SuperLink warns of: a full disk, a site's clock, who was refused."""
+    """Pass on what the SuperLink warns of (a full disk, a site's clock) and why it ended."""
 
     def listen(name: str, line: str) -> None:
         found = _WARNING.match(line) if name == "superlink" else None
         if found:
             say(f"{found[1]}  {found[2]}")
+        elif name == "superlink" and _FAULT.fullmatch(line):
+            say(line)
 
     return listen
 
