@@ -12,13 +12,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import PurePosixPath
 from typing import Any
 
-from common.code import HOUSE
+from common.code import PACKAGES, of_a_run, sources
 from common.config import RunConfig
 from common.errors import ApprovalError
 from common.overrides import shortened
-
-PACKAGES = ("client", "common", "server")
-"""What travels in a bundle: the code both sides must share."""
 
 MANIFEST = "pyproject.toml"
 LICENSE = "LICENSE"
@@ -57,11 +54,7 @@ def manifest() -> dict[str, Any]:
 
 def installed_files() -> dict[str, bytes]:
     """Return the sources of the installed packages, by the name they have in a bundle."""
-    return {
-        source.relative_to(HOUSE).as_posix(): source.read_bytes()
-        for package in PACKAGES
-        for source in sorted((HOUSE / package).rglob("*.py"))
-    }
+    return {name: file.read_bytes() for name, file in sources().items()}
 
 
 def licence() -> bytes:
@@ -107,12 +100,11 @@ def bundle_code_digest(fab: bytes) -> str:
         ApprovalError: if it is not a bundle.
     """
     files = read_bundle(fab)
-    sources = [PurePosixPath(name) for name in files]
+    code = [name for name in map(PurePosixPath, files) if of_a_run(name)]
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        for source in sorted(s for s in sources if s.parts[0] == package and s.suffix == ".py"):
-            digest.update(f"{source}\0".encode())
-            digest.update(files[str(source)])
+    for name in sorted(code, key=lambda name: (PACKAGES.index(name.parts[0]), name)):
+        digest.update(f"{name}\0".encode())
+        digest.update(files[str(name)])
     return digest.hexdigest()
 
 

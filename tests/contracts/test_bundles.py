@@ -32,6 +32,9 @@ def test_fab_holds_the_code_of_both_sides_and_nothing_else(fab: bytes, repositor
         for package in ("client", "common", "server")
         for path in (repository / package).rglob("*.py")
     }
+    page = {name for name in code if name.startswith("server/monitor/")}
+    assert page, "the page is installed, and no part of a run"
+    code -= page
     assert names == code | {"pyproject.toml", "LICENSE", ".info/CONTENT"}
 
 
