@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from client.data.dataset import SiteData
 from client.prefix_cache import StudyInputs
 from common.config import EvaluateConfig
-from common.metrics.discrimination import auroc
+from common.metrics.calibration import ece
+from common.metrics.discrimination import auroc, average_precision
 from common.metrics.summary import Difference, SiteMetrics, compare_scores, evaluate_scores
 from common.model.build import CxrModel
+from common.protocol import Value, validation_key
 from common.seeds import numpy_generator
 
 _BATCH = 128
@@ -49,8 +52,34 @@ def macro_auroc(
     return float(np.mean(defined)) if defined else None
 
 
-def measure(
+def validation_figures(
     probabilities: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    findings: Sequence[str],
+    min_cell: int,
+) -> dict[str, Value]:
+    """Return what a round tells of the validation studies: per finding, and the macro AUROC.
+
+    A finding with fewer than ``min_cell`` positives or negatives is absent, and so is what is
+    undefined. Without a bootstrap: intervals come with the evaluation at the end.
+    """
+    told: dict[str, Value] = {}
+    for j, finding in enumerate(findings):
+        p, y = probabilities[:, j], labels[:, j]
+        positives, negatives = int((y == 1).sum()), int((y == 0).sum())
+        if not positives + negatives or (min(positives, negatives) < min_cell and min_cell > 1):
+            continue
+        told[validation_key(finding, "positives")] = positives
+        told[validation_key(finding, "negatives")] = negatives
+        for name, figure in (("auroc", auroc(p, y)), ("pr-auc", average_precision(p, y)), ("ece", ece(p, y))):
+            if figure is not None:
+                told[validation_key(finding, name)] = round(figure, 3)
+    score = macro_auroc(probabilities, labels, min_cell)
+    return told if score is None else {"validation-auroc": round(score, 3), **told}
+
+
+def measure(
+    probabilities: NDArray[Any],
     reference: NDArray[np.float32] | None,
     data: SiteData,
     indices: NDArray[np.int64],
@@ -58,10 +87,12 @@ def measure(
     seed: int,
     site: str,
     min_cell: int,
+    binned_by: NDArray[np.float32] | None = None,
 ) -> tuple[SiteMetrics, dict[str, Difference]]:
     """Summarise scores, and compare them with a reference on the same resampled patients.
 
     The bootstrap is seeded by run and site, not by model, so intervals of two models are paired.
+    ``binned_by`` as in `evaluate_scores`.
     """
     labels, patients = data.labels[indices], [str(p) for p in data.patients[indices]]
     truth = (labels, patients, data.findings)
@@ -70,7 +101,7 @@ def measure(
         generator = numpy_generator(seed, "bootstrap", site)
         return {"replicates": evaluate.replicates, "generator": generator, "min_cell": min_cell}
 
-    metrics = evaluate_scores(probabilities, *truth, **how())
+    metrics = evaluate_scores(probabilities, *truth, **how(), binned_by=binned_by)
     if reference is None:
         return metrics, {}
     macro, gains = compare_scores(probabilities, reference, *truth, **how())

@@ -6,18 +6,21 @@ Nothing about a failure leaves the site but its code; the words go to the site's
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.calibrate import platt_metrics
 from client.data.dataset import SiteData, load_site_data
-from client.evaluate import macro_auroc, measure, predict
+from client.evaluate import measure, predict, validation_figures
 from client.local import baseline_file, load_local, train_local
 from client.prefix_cache import StudyInputs
 from client.site import SiteConfig
@@ -27,9 +30,10 @@ from common.code import code_digest
 from common.codec import encode_update
 from common.config import DataConfig, RunConfig, Scalar
 from common.errors import DigestError, FedcxrError, RunError, SchemaError
+from common.metrics.platt import calibrated
 from common.model.build import CxrModel, build_model
 from common.pet.phase import trained_names
-from common.protocol import Answer, Instruction, Stage, Value, metrics_to_wire
+from common.protocol import OWN_MODEL, Answer, Instruction, Stage, Value, metrics_to_wire
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +61,14 @@ class SiteWorker:
         self._data: dict[tuple[DataConfig, int], SiteData] = {}
         self._inputs: tuple[CxrModel, StudyInputs] | None = None
         self._local_scores: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._to_calibrate: tuple[str, NDArray[np.float32]] | None = None
+        """What was asked with which adapter, and its probabilities on the validation studies."""
         self._stages: dict[Stage, Callable[[Instruction, RunConfig], Answer]] = {
             "enrol": self._enrol,
             "train": self._train,
             "local": self._local,
             "evaluate": self._evaluate,
+            "calibrate": self._calibrate,
         }
 
     def handle(self, instruction: Instruction, run_config: Mapping[str, Scalar]) -> Answer:
@@ -107,7 +114,7 @@ class SiteWorker:
         inputs = self._study_inputs(model, data)
         start = self._received(instruction, model)
         before = time.monotonic()
-        score = self._validate(model, inputs, data, start)
+        figures = self._validate(model, inputs, data, start)
         strategy = config.strategy
         result = train_round(
             model,
@@ -129,12 +136,10 @@ class SiteWorker:
             "steps": result.steps,
             "seconds": round(time.monotonic() - before, 3),
         }
-        if score is not None:
-            metrics["validation-auroc"] = round(score, 3)
-        return Answer(self.site.name, update=encode_update(flat, config.wire), metrics=metrics)
+        return Answer(self.site.name, update=encode_update(flat, config.wire), metrics=metrics | figures)
 
     def _local(self, instruction: Instruction, config: RunConfig) -> Answer:
-        """Train this site's own baseline; it stays here."""
+        """Train this site's own baseline; it stays here, unless the plan's matrix needs it elsewhere."""
         data = self._site_data(config)
         model = self._model(instruction, config)
         inputs = self._study_inputs(model, data)
@@ -144,7 +149,13 @@ class SiteWorker:
             "steps": baseline.steps,
             "rounds-kept": baseline.rounds_kept,
         }
-        return Answer(self.site.name, metrics=metrics)
+        if not config.evaluate.matrix or instruction.adapter is None:
+            return Answer(self.site.name, metrics=metrics)
+        start = self._received(instruction, model)
+        delta = {name: baseline.state.tensors[name] - start.tensors[name] for name in model.schema.names}
+        metrics["num-examples"] = len(data.labelled("train"))
+        update = encode_update(model.schema.pack(delta), config.wire)
+        return Answer(self.site.name, update=update, metrics=metrics)
 
     def _evaluate(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Measure a model on this site's validation or test studies."""
@@ -153,13 +164,20 @@ class SiteWorker:
         inputs = self._study_inputs(model, data)
         indices = data.split[instruction.split]
         local = self._own_scores(instruction, model, inputs, indices)
+        scores: NDArray[Any]
+        binned_by = None
         if instruction.arm == "local":
             if local is None:
                 raise RunError("this site has no local baseline of this plan to evaluate")
             scores, reference = local, None
         else:
             model.load(self._received(instruction, model))
-            scores, reference = predict(model, inputs, indices), local
+            scores = predict(model, inputs, indices)
+            reference = None if instruction.arm.startswith(OWN_MODEL) else local
+            if instruction.scaling is not None:
+                # Of the same studies in the same bins: two cuts through one ranking could isolate a few.
+                binned_by, reference = scores, None
+                scores = calibrated(scores, *self._scaling(instruction, model))
         metrics, gains = measure(
             scores,
             reference,
@@ -169,8 +187,25 @@ class SiteWorker:
             config.seed,
             self.site.name,
             self.site.evaluate.min_cell,
+            binned_by,
         )
         return Answer(self.site.name, metrics=metrics_to_wire(metrics, gains))
+
+    def _calibrate(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Sum this site's validation studies at the slopes and biases that are asked for."""
+        data = self._site_data(config)
+        model = self._model(instruction, config)
+        indices = data.split["validation"]
+        key = hashlib.sha256(_asked_of(instruction)).hexdigest()
+        if self._to_calibrate is None or self._to_calibrate[0] != key:
+            inputs = self._study_inputs(model, data)
+            model.load(self._received(instruction, model))
+            self._to_calibrate = (key, predict(model, inputs, indices))
+        slope, bias = self._scaling(instruction, model)
+        asked = {f: (a, b) for f, a, b in zip(data.findings, slope, bias, strict=True) if not np.isnan(a + b)}
+        scores, labels = self._to_calibrate[1], data.labels[indices]
+        metrics = platt_metrics(scores, labels, data.findings, asked, self.site.evaluate.min_cell)
+        return Answer(self.site.name, metrics=metrics)
 
     # ------------------------------------------------------------------ what it holds
 
@@ -209,13 +244,26 @@ class SiteWorker:
             raise SchemaError("the instruction carries no adapter")
         return AdapterState.join(model.schema.unpack(instruction.adapter), instruction.residual)
 
+    def _scaling(
+        self, instruction: Instruction, model: CxrModel
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Slopes and biases ``[F]`` of an instruction."""
+        scaling, findings = instruction.scaling, len(model.findings)
+        if scaling is None or scaling.shape != (2 * findings,) or scaling.dtype != np.float64:
+            raise SchemaError("the instruction does not carry a slope and a bias for each finding")
+        if np.isinf(scaling).any() or (
+            instruction.stage == "evaluate" and not (scaling[:findings] > 0).all()
+        ):
+            raise SchemaError("the instruction carries slopes that keep no ranking")
+        return scaling[:findings], scaling[findings:]
+
     def _validate(
         self, model: CxrModel, inputs: StudyInputs, data: SiteData, state: AdapterState
-    ) -> float | None:
+    ) -> dict[str, Value]:
         model.load(state)
         indices = data.split["validation"]
         scores = predict(model, inputs, indices)
-        return macro_auroc(scores, data.labels[indices], self.site.evaluate.min_cell)
+        return validation_figures(scores, data.labels[indices], data.findings, self.site.evaluate.min_cell)
 
     def _own_scores(
         self,
@@ -245,6 +293,19 @@ class SiteWorker:
             stream.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {instruction.stage}\n{words}\n")
         logger.warning("%s refused with %s", instruction.stage, code)
         return Answer(self.site.name, code=code)
+
+
+def _asked_of(instruction: Instruction) -> bytes:
+    """Name the adapter of an instruction by everything it depends on, for a cache."""
+    same = Instruction(
+        "calibrate",
+        instruction.plan_digest,
+        instruction.code_digest,
+        instruction.base_digest,
+        adapter=instruction.adapter,
+        residual=instruction.residual,
+    )
+    return same.signed_bytes()
 
 
 def _device(name: str) -> torch.device:

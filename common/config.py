@@ -234,8 +234,20 @@ class EvaluateConfig(Section):
 
     local: bool = True
     """Each site also trains alone, with equal local work, to compare with."""
+    matrix: bool = False
+    """Measure the model each site trains alone at every other site too. It goes to the centre and the
+    other sites, where its site's policy lets it; S sites take S (S - 1) more measurements."""
+    calibrate: Literal["none", "platt"] = "none"
+    """``platt``: slope and bias of each finding's logit, fitted over all sites' validation studies by sums
+    that a site's policy lets leave; exact, in a few exchanges (Platt 1999)."""
     replicates: Annotated[int, Field(ge=20, le=10_000)] = 500
     """Patient-bootstrap replicates behind every interval."""
+
+    @model_validator(mode="after")
+    def _matrix_has_models(self) -> Self:
+        if self.matrix and not self.local:
+            raise ValueError("matrix measures the models that sites train alone: it needs local = true")
+        return self
 
 
 class RunConfig(Section):

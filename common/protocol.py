@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from common.metrics.calibration import ReliabilityBin
 from common.metrics.summary import Difference, FindingMetrics, SiteMetrics
 
-Stage = Literal["enrol", "train", "local", "evaluate"]
+Stage = Literal["enrol", "train", "local", "evaluate", "calibrate"]
 Split = Literal["validation", "test"]
 
 MESSAGE_TYPES: Mapping[Stage, str] = {
@@ -26,6 +27,7 @@ MESSAGE_TYPES: Mapping[Stage, str] = {
     "train": "train.round",
     "local": "train.local",
     "evaluate": "evaluate.arm",
+    "calibrate": "query.calibrate",
 }
 """Stage -> Flower message type."""
 
@@ -49,6 +51,9 @@ class Instruction:
     """evaluate: which model this is; ``local`` is the site's own and is not sent."""
     split: Split = "test"
     """evaluate: which part of the site's studies."""
+    scaling: NDArray[np.float64] | None = None
+    """Flat ``[2 F]``: a slope of every finding's logit, then the biases. evaluate: what probabilities are
+    calibrated by. calibrate: where the sums are wanted; NaN for a finding that is not asked for."""
     run: str = ""
     """Flower's number of the run; this and all below are empty in a simulation."""
     site: str = ""
@@ -62,12 +67,13 @@ class Instruction:
 
     def signed_bytes(self) -> bytes:
         """Return what the centre signs: every field, and the SHA-256 of every array."""
-        arrays = {} if self.adapter is None else {"adapter": self.adapter}
+        arrays: dict[str, NDArray[Any]] = {} if self.adapter is None else {"adapter": self.adapter}
+        arrays |= {} if self.scaling is None else {"scaling": self.scaling}
         arrays |= {f"residual:{name}": values for name, values in self.residual.items()}
         fields: dict[str, Any] = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("adapter", "residual", "signature")
+            if f.name not in ("adapter", "scaling", "residual", "signature")
         }
         fields["arrays"] = {
             name: [str(v.dtype), list(v.shape), hashlib.sha256(np.ascontiguousarray(v).data).hexdigest()]
@@ -84,9 +90,27 @@ class Answer:
     code: str = ""
     """Empty, or the stable code of what went wrong at the site."""
     update: NDArray[np.floating] | None = None
-    """train: flat delta of the tensors trained this round."""
+    """train: flat delta of the tensors trained this round. local: of the whole adapter, where the plan's
+    ``evaluate.matrix`` asks for the site's own model and its policy lets it leave."""
     metrics: Mapping[str, Value] = field(default_factory=dict)
     """Numbers under kebab-case keys."""
+
+
+OWN_MODEL = "local:"
+"""Begins the name of an arm that is one site's own model, measured at another; the site's name follows."""
+BIN_COUNTS = ("bins-studies", "bins-positives")
+"""Per bin of a finding's reliability diagram: studies in it, and those that have the finding."""
+BIN_MEAN = "bins-mean"
+"""Per bin: mean predicted probability."""
+VALIDATION_SHARES = ("auroc", "pr-auc", "ece")
+"""Figures of a finding on the validation studies that come with every update, each 0 to 1."""
+VALIDATION_COUNTS = ("positives", "negatives")
+"""Validation studies behind them."""
+
+
+def validation_key(finding: str, figure: str) -> str:
+    """Return the key of an answer to train for a figure of one finding on the validation studies."""
+    return f"validation.{finding}.{figure}"
 
 
 def kebab(name: str) -> str:
@@ -112,6 +136,10 @@ def metrics_to_wire(metrics: SiteMetrics, differences: Mapping[str, Difference])
         for name in _FINDING_FLOATS:
             _put(flat, f"{finding}.{kebab(name)}", getattr(m, name))
         _put(flat, f"{finding}.interval", m.interval)
+        if m.bins:
+            flat[f"{finding}.{BIN_COUNTS[0]}"] = [b.studies for b in m.bins]
+            flat[f"{finding}.{BIN_COUNTS[1]}"] = [b.positives for b in m.bins]
+            flat[f"{finding}.{BIN_MEAN}"] = [round(b.mean, 3) for b in m.bins]
     for name, gain in differences.items():
         flat[f"gain.{name}"] = [round(gain.difference, 3), *(round(v, 3) for v in gain.interval)]
         _put(flat, f"gain-se.{name}", gain.se, decimals=4)
@@ -121,11 +149,20 @@ def metrics_to_wire(metrics: SiteMetrics, differences: Mapping[str, Difference])
 def metrics_from_wire(
     flat: Mapping[str, Value], findings: Sequence[str]
 ) -> tuple[SiteMetrics, dict[str, Difference]]:
-    """Read what ``metrics_to_wire`` wrote."""
+    """Read what ``metrics_to_wire`` wrote.
+
+    Raises:
+        ValueError, IndexError: if a list has another length than it should.
+    """
 
     def number(key: str) -> float | None:
         value = flat.get(key)
         return None if value is None or isinstance(value, list) else float(value)
+
+    def bins(finding: str) -> tuple[ReliabilityBin, ...]:
+        columns = [flat.get(f"{finding}.{name}", []) for name in (*BIN_COUNTS, BIN_MEAN)]
+        rows = zip(*(c if isinstance(c, list) else [c] for c in columns), strict=True)
+        return tuple(ReliabilityBin(int(n), int(k), float(mean)) for n, k, mean in rows)
 
     def pair(key: str) -> tuple[float, float] | None:
         value = flat.get(key)
@@ -137,6 +174,7 @@ def metrics_from_wire(
             interval=pair(f"{finding}.interval"),
             positives=int(number(f"{finding}.positives") or 0),
             negatives=int(number(f"{finding}.negatives") or 0),
+            bins=bins(finding),
         )
         for finding in findings
         if f"{finding}.positives" in flat

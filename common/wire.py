@@ -15,7 +15,12 @@ from common.errors import SchemaError
 from common.protocol import MESSAGE_TYPES, Answer, Instruction
 
 _STAGE_OF = {message_type: stage for stage, message_type in MESSAGE_TYPES.items()}
-_INSTRUCTION = {"instruction": ConfigRecord, "adapter": ArrayRecord, "residual": ArrayRecord}
+_INSTRUCTION = {
+    "instruction": ConfigRecord,
+    "adapter": ArrayRecord,
+    "scaling": ArrayRecord,
+    "residual": ArrayRecord,
+}
 _FIELDS = {
     "round": int,
     "plan-digest": str,
@@ -53,6 +58,8 @@ def instruction_to_records(instruction: Instruction) -> RecordDict:
     )
     if instruction.adapter is not None:
         records["adapter"] = ArrayRecord({"values": Array(instruction.adapter)})
+    if instruction.scaling is not None:
+        records["scaling"] = ArrayRecord({"values": Array(instruction.scaling)})
     if instruction.residual:
         records["residual"] = ArrayRecord({k: Array(v) for k, v in instruction.residual.items()})
     return records
@@ -81,6 +88,7 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
         residual={} if residual is None else {k: _array(v) for k, v in residual.items()},
         arm=str(config["arm"]),
         split="validation" if config["split"] == "validation" else "test",
+        scaling=_one_array(records, "scaling"),
         run=str(config["run"]),
         site=str(config["site"]),
         sequence=int(config["sequence"]),  # type: ignore[arg-type]

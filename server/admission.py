@@ -1,20 +1,33 @@
-"""Every update is checked here before it can touch the model."""
+"""Every update is checked here before it can touch the model, every result before it is believed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from common.adapter import AdapterSchema
 from common.codec import DTYPES
 from common.config import RunConfig
 from common.errors import NonFiniteError, NormError, SchemaError, SiteError, WeightError
-from common.protocol import Answer, Value
+from common.protocol import (
+    VALIDATION_COUNTS,
+    VALIDATION_SHARES,
+    Answer,
+    Value,
+    metrics_from_wire,
+    metrics_to_wire,
+    validation_key,
+)
+from server.report_arms import site_result
+from server.report_schema import Gap
 from server.update import SiteUpdate
 
-_SINGLE = ("loss", "steps", "validation-auroc")
-"""Metrics the round's record keeps one number of."""
+_SINGLE = ("loss", "steps", "seconds", "validation-auroc")
+"""Figures of a round that are one number."""
 
 
 def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, registered: int) -> SiteUpdate:
@@ -26,15 +39,30 @@ def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, r
     Raises:
         SiteError: if the answer is another site's.
         SchemaError: if the update is missing, of another shape or number format.
-        NonFiniteError: if a value or a metric is NaN or infinite.
+        NonFiniteError: if a value or a figure is NaN or infinite.
         NormError: if its L2 norm is above ``strategy.max_update_norm``.
         WeightError: if num-examples or the label counts are not what the site can have.
+        SchemaError: if there is a figure that no round asks for, or one out of its range.
     """
     if answer.site != site:
         raise SiteError("the answer names another site than the one asked")
-    update = answer.update
-    if update is None:
+    if answer.update is None:
         raise SchemaError("the answer holds no update")
+    delta = admit_delta(answer.update, schema, config)
+    examples = _examples(answer.metrics, config, registered)
+    labelled = _labelled(answer.metrics, len(config.data.findings), examples)
+    _check_figures(answer.metrics, config.data.findings)
+    return SiteUpdate(site, examples, labelled, delta)
+
+
+def admit_delta(update: NDArray[Any], schema: AdapterSchema, config: RunConfig) -> dict[str, Tensor]:
+    """Cut a flat update into named tensors, or say why not.
+
+    Raises:
+        SchemaError: if it is of another shape or number format than ``schema`` and plan ask for.
+        NonFiniteError: if a value is NaN or infinite.
+        NormError: if its L2 norm is above ``strategy.max_update_norm``.
+    """
     if update.dtype != DTYPES[config.wire.codec]:
         raise SchemaError(
             "the update has another number format than the plan's codec",
@@ -54,13 +82,48 @@ def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, r
             "the update is larger than strategy.max_update_norm",
             found=f"{norm:.4g}, at most {config.strategy.max_update_norm:.4g}",
         )
-    examples = _examples(answer.metrics, config, registered)
-    labelled = _labelled(answer.metrics, len(config.data.findings), examples)
-    for key, value in answer.metrics.items():
-        single = not isinstance(value, list) or key not in _SINGLE
+    return schema.unpack(update)
+
+
+def admit_results(metrics: Mapping[str, Value], findings: Sequence[str]) -> dict[str, Value]:
+    """Return what a site measured of a model, if the report can hold it.
+
+    Raises:
+        NonFiniteError: if a number is NaN or infinite.
+        SchemaError: if a figure is unknown, of another shape, or one that cannot be.
+    """
+    for value in metrics.values():
+        if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+            raise NonFiniteError("a result is not a finite number")
+    try:
+        measured, gains = metrics_from_wire(metrics, findings)
+        site_result(measured)
+        for gain in gains.values():
+            Gap(difference=gain.difference, interval=gain.interval)
+    except (ValueError, IndexError, TypeError):
+        raise SchemaError("a result is not one that can be") from None
+    spread = [measured.macro_se or 0.0, *(gain.se for gain in gains.values())]
+    if not all(0 <= se <= 1 for se in spread) or any(abs(g.difference) > 1 for g in gains.values()):
+        raise SchemaError("a result is not one that can be")
+    if unknown := len(metrics.keys() - metrics_to_wire(measured, gains).keys()):
+        raise SchemaError("an evaluation holds figures that nobody asked for", found=str(unknown))
+    return dict(metrics)
+
+
+def _check_figures(metrics: Mapping[str, Value], findings: Sequence[str]) -> None:
+    """Refuse figures that are not finite, not a round's, or out of their range."""
+    shares = {validation_key(f, name) for f in findings for name in VALIDATION_SHARES} | {"validation-auroc"}
+    counts = {validation_key(f, name) for f in findings for name in VALIDATION_COUNTS}
+    for key, value in metrics.items():
+        single = not isinstance(value, list) or key not in {*_SINGLE, *shares, *counts}
         if not single or not np.isfinite(np.asarray(value, dtype=np.float64)).all():
-            raise NonFiniteError("a metric is not a finite number")
-    return SiteUpdate(site, examples, labelled, schema.unpack(update))
+            raise NonFiniteError("a figure is not a finite number")
+        if key not in {"num-examples", "labelled", *_SINGLE, *shares, *counts}:
+            raise SchemaError("the answer holds a figure that no round asks for")
+        if key in shares and not 0 <= value <= 1:  # type: ignore[operator]
+            raise SchemaError("a figure on validation studies is not within 0 to 1")
+        if key in counts and not (type(value) is int and value >= 0):
+            raise SchemaError("a number of validation studies is not one")
 
 
 def _examples(metrics: Mapping[str, Value], config: RunConfig, registered: int) -> int:

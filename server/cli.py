@@ -10,6 +10,8 @@ import typer
 
 from common.console import exit_codes, fail_clearly
 from server.centre import provision_commands, run_commands
+from server.monitor import commands as monitor_commands
+from server.monitor import export_commands
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=exit_codes()
@@ -38,6 +40,10 @@ app.command("resume", rich_help_panel=_RUNS)(run_commands.resume)
 app.command("rollback", rich_help_panel=_RUNS)(run_commands.rollback)
 app.command("stop", rich_help_panel=_RUNS)(run_commands.stop)
 app.command("release", rich_help_panel=_RUNS)(run_commands.release)
+_WATCHING = "Watching"
+app.command("monitor", rich_help_panel=_WATCHING)(monitor_commands.monitor)
+app.command("password", rich_help_panel=_WATCHING)(monitor_commands.password)
+app.command("export", rich_help_panel=_WATCHING)(export_commands.export)
 
 
 @app.command(rich_help_panel=_RUNS)

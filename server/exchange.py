@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -47,6 +47,8 @@ class Exchange:
     """Nodes that did not answer before the deadline."""
     down: int
     """Bytes of all instructions on the wire."""
+    sent: Mapping[int, int]
+    """Node -> bytes of the instructions to it."""
 
 
 class Talk:
@@ -74,7 +76,7 @@ class Talk:
         self._away: set[int] = set()
         self._missing: list[int] = []
         self._tries: Counter[int] = Counter()
-        self._down = 0
+        self._sent: Counter[int] = Counter()
 
     @property
     def asked(self) -> set[int]:
@@ -102,7 +104,7 @@ class Talk:
             group_id=str(self._instruction.round),
         )
         self._tries[node] += 1
-        self._down += message_bytes(message)
+        self._sent[node] += message_bytes(message)
         self._send(node, message)
 
     def listen(self) -> bool:
@@ -133,7 +135,8 @@ class Talk:
                 found=f"silent for {silent:.0f} s",
                 fix="see that fedcxr-server start runs, then: fedcxr-server resume",
             )
-        return Exchange(self.replies, (*self._missing, *sorted(self.waiting)), self._down)
+        missing = (*self._missing, *sorted(self.waiting))
+        return Exchange(self.replies, missing, self._sent.total(), dict(self._sent))
 
     def _send(self, node: int, message: Message) -> None:
         message_id = self._line.push(message)

@@ -18,6 +18,7 @@ from common.config import RunConfig
 from common.errors import QuorumError, SchemaError, SiteError
 from common.protocol import Answer, Instruction, Split, Stage, Value
 from server.exchange import Exchange, Reply, Talk, ask
+from server.facts.reasons import reason_of, words_of
 from server.ledger import Ledger
 from server.line import Line
 
@@ -87,12 +88,21 @@ class Federation:
     ) -> tuple[dict[str, Reply], list[str], Exchange]:
         """Ask some sites by name; returns replies by site, the missing sites, and the bytes.
 
-        An answer that names another site than the one asked counts as E_SITE.
+        An answer that names another site than the one asked counts as E_SITE. Whom it waits for is
+        told in the ledger; of a round the round does so.
         """
         by_node = {self.sites[name].node: name for name in names}
+        told = instruction.stage != "train"
+        if told and names:
+            self._say_who_is_asked(names, instruction)
 
         def receive(reply: Reply) -> None:
-            on_reply(by_node[reply.node], _by_the_one_asked(reply, by_node[reply.node]))
+            name = by_node[reply.node]
+            reply = _by_the_one_asked(reply, name)
+            on_reply(name, reply)
+            if told:
+                facts: dict[str, Any] = {"stage": instruction.stage, "up": reply.up, "code": reply.code}
+                self.ledger.event("answered", f"{name} answered", site=name, **facts)
 
         exchange = ask(
             self.line,
@@ -137,7 +147,8 @@ class Federation:
         for node in sorted({*exchange.missing, *self.line.admitted()} - exchange.replies.keys()):
             text = f"{self._called(node)} did not answer; it can join at a later round"
             name = self.line.admitted().get(node)
-            self.ledger.event("refused", text, site=name, code="E_DEADLINE")
+            facts: dict[str, Any] = {"code": "E_DEADLINE", "reason": reason_of("E_DEADLINE")}
+            self.ledger.event("refused", text, site=name, **facts)
         if len(self.sites) < self.config.rounds.quorum:
             nodes = len(self.line.admitted()) or len(talk.asked)
             raise QuorumError(
@@ -177,22 +188,23 @@ class Federation:
         """Take a site into the run, or say why not."""
         expected = self.line.admitted().get(reply.node)
         name = expected or (reply.answer.site if reply.answer else f"node {reply.node}")
-        code = _by_the_one_asked(reply, name).code if expected else reply.code
+        code, reason = _by_the_one_asked(reply, name).code if expected else reply.code, ""
         if reply.answer is not None and not code:
             try:
                 self._admit(reply.node, name, reply.answer)
                 return
             except (SchemaError, SiteError) as error:
-                code = error.code
+                code, reason = error.code, words_of(error)
                 if isinstance(error, SiteError):
-                    self.ledger.event("refused", error.problem, site=name)
+                    self.ledger.event("refused", error.problem, site=name, code=code, reason=reason)
                     self._refused.add(reply.node)
                     return
         self._refused.add(reply.node)
-        text = f"{name} cannot take part: {code} (the reason is in its own log)"
+        text = f"{name} cannot take part: {code}, {reason or reason_of(code)}"
+        text += "" if reason else " (more is in its own log)"
         if code == SiteError.code:
             text = f"{name} cannot take part: it answers under another name than it was admitted by"
-        self.ledger.event("refused", text, site=name, code=code)
+        self.ledger.event("refused", text, site=name, code=code, reason=reason or reason_of(code))
 
     def _admit(self, node: int, name: str, answer: Answer) -> None:
         facts = _facts(answer, len(self.config.data.findings))
@@ -222,6 +234,24 @@ class Federation:
         whom = f" ({', '.join(sorted(absent))} not connected)" if absent else ""
         text = f"waiting for {wanted - len(talk.asked)} more of {wanted} sites{whom}"
         self.ledger.event("waiting", text, sites=sorted(absent))
+
+    def _say_who_is_asked(self, names: list[str], instruction: Instruction) -> None:
+        what: str = instruction.stage
+        if what == "local":
+            what = "train alone"
+        elif what == "evaluate":
+            what = f"measure {instruction.arm} on {instruction.split} studies"
+        elif what == "calibrate":
+            what = "calibrate together"
+        self.ledger.event(
+            "asking",
+            f"asking {len(names)} {'site' if len(names) == 1 else 'sites'}: {what}",
+            stage=instruction.stage,
+            arm=instruction.arm,
+            split=instruction.split,
+            cohort=names,
+            deadline=self.config.rounds.deadline,
+        )
 
     def _lost(self, name: str, code: str, round_number: int | None) -> None:
         where = f"Round {round_number}: " if round_number else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,23 +13,28 @@ from typing import Any
 import numpy as np
 import tomli_w
 from flwr.serverapp import Grid
-from safetensors import SafetensorError
+from numpy.typing import NDArray
 
 from common.adapter import AdapterState
 from common.code import code_digest
 from common.config import RunConfig
-from common.errors import CheckpointError
+from common.errors import CheckpointError, FedcxrError
 from common.files import write_atomic
 from common.model.build import CxrModel, build_model
 from common.overrides import read_toml
 from common.pet.phase import trained_count
-from common.protocol import Split, Value
+from common.protocol import OWN_MODEL, Split
+from server.admission import admit_results
+from server.calibrate import Scaling
+from server.calibration_stage import ARM as CALIBRATED
+from server.calibration_stage import calibration_stage, keep_calibration, on_the_wire
 from server.checkpoint import Checkpoint, committed
 from server.disk import with_room
 from server.exchange import Reply
 from server.federation import Federation
 from server.ledger import Ledger
 from server.line import Line
+from server.local_models import local_models, local_stage, read_adapter
 from server.release import write_release
 from server.report_words import number
 from server.rounds import train_rounds
@@ -46,9 +52,10 @@ def run_plan(
 ) -> None:
     """Carry out a run in ``folder``, from wherever it was left.
 
-    Writes plan.toml, ledger.sqlite, checkpoints/ and release/. Every model found in
-    ``folder/arms/NAME.safetensors`` is measured at every site too. ``reach`` makes the line to the
-    sites; ``patience`` is how many seconds a write waits for room on a full disk.
+    Writes plan.toml, ledger.sqlite, checkpoints/ and release/, and locals/ where ``evaluate.matrix``
+    is on. Every model found in ``folder/arms/NAME.safetensors`` is measured at every site too.
+    ``reach`` makes the line to the sites; ``patience`` is how many seconds a write waits for room on a
+    full disk.
 
     Raises:
         ConfigError: if the strategy and the PET method do not go together.
@@ -66,21 +73,27 @@ def run_plan(
         federation = Federation(line, config, plan_digest, model.base_digest, model.schema, ledger)
         federation.committed = len(committed(folder / "checkpoints"))
         federation.enrol()
+        initial = model.initial_state()
         if config.evaluate.local:
-            _local_stage(federation)
-        rounds = train_rounds(federation, model.initial_state(), folder / "checkpoints")
+            local_stage(federation, initial, folder)
+        rounds = train_rounds(federation, initial, folder / "checkpoints")
         if config.evaluate.local and not line.steady:
-            _local_stage(federation)  # for sites that joined since
+            local_stage(federation, initial, folder)  # for sites that joined since
         final = evaluate_arm(federation, "federated", rounds[-1].state, "validation")
         chosen = choose_round(config, rounds, final, _validation_studies(federation))
         text = f"releasing the adapter of round {chosen.round} ({config.rounds.select})"
         ledger.event("chosen", text, round=chosen.round)
-        _test_stage(federation, chosen.state, folder)
+        scaling = None
+        if config.evaluate.calibrate == "platt":
+            scaling = calibration_stage(federation, chosen.state)
+        _test_stage(federation, chosen.state, folder, scaling)
         digest = with_room(
             lambda: write_release(model, chosen.state, folder / "release", plan_digest),
             "the release",
             patience,
         )
+        if scaling is not None:
+            keep_calibration(federation, scaling, digest, folder)
         ledger.put("released", {"round": chosen.round, "sha256": digest})
         ledger.event("released", f"adapter {digest[:12]} written to release/", sha256=digest)
         ledger.event("finished", "run finished")
@@ -159,83 +172,69 @@ def _trained_of_base(model: CxrModel) -> int:
     return sum(p.numel() for n, p in model.parameters.items() if n in model.base_names)
 
 
-def _local_stage(federation: Federation) -> None:
-    """Have every site train its own baseline with the same local work."""
-    ledger = federation.ledger
-    steps: dict[str, int] = ledger.get("local_steps") or {}
-    pending = [name for name in federation.names() if name not in steps]
-    if not pending:
-        return
-    ledger.event("stage", f"each of {len(pending)} sites trains alone, to compare with")
-
-    def receive(site: str, reply: Reply) -> None:
-        if reply.code or reply.answer is None:
-            text = f"{site} has no local baseline: {reply.code}"
-            ledger.event("local", text, site=site, code=reply.code)
-            return
-        steps[site] = int(reply.answer.metrics["steps"])  # type: ignore[arg-type]
-        ledger.put("local_steps", steps)
-        ledger.event("local", f"{site} trained alone: {steps[site]} steps", site=site)
-
-    federation.ask(pending, federation.instruction("local"), receive)
-
-
 def evaluate_arm(
-    federation: Federation, arm: str, state: AdapterState | None, split: Split
+    federation: Federation,
+    arm: str,
+    state: AdapterState | None,
+    split: Split,
+    without: str = "",
+    scaling: NDArray[np.float64] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measure one model at every site; returns site -> metrics as they came over the wire."""
+    """Measure one model at every site but ``without``; returns site -> metrics as they came over the wire.
+
+    ``scaling`` is what its probabilities are calibrated by, see `common.protocol.Instruction`.
+    """
     results: dict[str, dict[str, Any]] = {}
     instruction = federation.instruction("evaluate", state=state, arm=arm, split=split)
+    instruction = dataclasses.replace(instruction, scaling=scaling)
 
     def receive(site: str, reply: Reply) -> None:
-        if reply.code or reply.answer is None:
-            text = f"{site} did not measure {arm}: {reply.code}"
-            federation.ledger.event("evaluated", text, site=site, code=reply.code)
+        code = reply.code
+        if reply.answer is not None and not code:
+            try:
+                results[site] = admit_results(reply.answer.metrics, federation.config.data.findings)
+            except FedcxrError as error:
+                code = error.code
+        if code:
+            text = f"{site} did not measure {arm}: {code}"
+            federation.ledger.event("evaluated", text, site=site, code=code)
             return
-        if not plausible(reply.answer.metrics):
-            text = f"{site} did not measure {arm}: E_NONFINITE"
-            federation.ledger.event("evaluated", text, site=site, code="E_NONFINITE")
-            return
-        results[site] = dict(reply.answer.metrics)
         federation.ledger.put_evaluation(arm, split, site, results[site])
 
-    federation.ask(federation.names(), instruction, receive)
+    federation.ask([name for name in federation.names() if name != without], instruction, receive)
     return results
 
 
-def plausible(metrics: Mapping[str, Value]) -> bool:
-    """Whether every number is finite and every AUROC lies in [0, 1]."""
-    for key, value in metrics.items():
-        numbers = np.asarray(value, dtype=np.float64)
-        if not np.isfinite(numbers).all():
-            return False
-        if key.endswith("auroc") and not ((numbers >= 0) & (numbers <= 1)).all():
-            return False
-    return True
-
-
-def _test_stage(federation: Federation, chosen: AdapterState, folder: Path) -> None:
+def _test_stage(federation: Federation, chosen: AdapterState, folder: Path, scaling: Scaling | None) -> None:
     arms: dict[str, AdapterState | None] = {}
     if federation.config.evaluate.local:
         arms["local"] = None
     arms["federated"] = chosen
     for file in sorted((folder / "arms").glob("*.safetensors")):
-        arms[file.stem] = _reference(file)
+        arms[file.stem] = read_adapter(file)
     for arm, state in arms.items():
-        results = evaluate_arm(federation, arm, state, "test")
-        scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
-        mean = f"mean test AUROC {number(fmean(scores))}" if scores else "no defined AUROC"
-        text = f"{arm}: {mean} over {len(scores)} sites"
-        federation.ledger.event("tested", text, arm=arm)
+        _test(federation, arm, arm, state)
+    points = None if scaling is None else on_the_wire(scaling, federation.config.data.findings)
+    if points is not None:
+        _test(federation, CALIBRATED, CALIBRATED, chosen, scaling=points)
+    if federation.config.evaluate.matrix:
+        for site, model in local_models(folder):
+            # At its own site it is the arm "local".
+            _test(federation, f"{OWN_MODEL}{site}", f"the model of {site} elsewhere", model, without=site)
 
 
-def _reference(file: Path) -> AdapterState:
-    try:
-        return AdapterState.from_bytes(file.read_bytes())
-    except SafetensorError:
-        raise CheckpointError(
-            f"arms/{file.name} is not a readable adapter", fix="remove it, or write it again"
-        ) from None
+def _test(
+    federation: Federation,
+    arm: str,
+    called: str,
+    state: AdapterState | None,
+    without: str = "",
+    scaling: NDArray[np.float64] | None = None,
+) -> None:
+    results = evaluate_arm(federation, arm, state, "test", without, scaling)
+    scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
+    mean = f"mean test AUROC {number(fmean(scores))}" if scores else "no defined AUROC"
+    federation.ledger.event("tested", f"{called}: {mean} over {len(scores)} sites", arm=arm)
 
 
 def choose_round(

@@ -8,11 +8,15 @@ from math import fsum, sqrt
 
 from common.errors import DataError
 from common.metrics import Difference, SiteMetrics
+from common.protocol import OWN_MODEL
 from server.report_schema import (
     Arm,
     Comparison,
     FindingResult,
     Gap,
+    MatrixCell,
+    MatrixFigure,
+    MatrixRow,
     SiteResult,
     WorseSite,
     WorstSite,
@@ -85,6 +89,44 @@ def build_arm(description: str, local_steps: Mapping[str, int], results: Mapping
         interval=(max(0.0, interval[0]), min(1.0, interval[1])) if interval else None,
         worst_site=None if worst is None else WorstSite(site=worst, auroc=defined[worst][0]),
         sites={site: site_result(metrics) for site, metrics in results.items()},
+    )
+
+
+def build_matrix(results: Mapping[str, Mapping[str, SiteMetrics]]) -> tuple[MatrixRow, ...] | None:
+    """Lay out every model at every site, or None where no site's own model was measured elsewhere.
+
+    ``results`` maps an arm to the sites' metrics. A site's own model is the arm ``local`` at that
+    site and ``local:SITE`` at the others.
+    """
+    elsewhere = {
+        arm.removeprefix(OWN_MODEL): sites for arm, sites in results.items() if arm.startswith(OWN_MODEL)
+    }
+    if not elsewhere:
+        return None
+    at_home = results.get("local", {})
+    rows = []
+    for site in sorted({*elsewhere, *at_home}):
+        home = {site: at_home[site]} if site in at_home else {}
+        rows.append(_matrix_row(f"{OWN_MODEL}{site}", site, {**elsewhere.get(site, {}), **home}))
+    shared = [arm for arm in ("federated", "pooled") if arm in results]
+    return (*rows, *(_matrix_row(arm, None, results[arm]) for arm in shared))
+
+
+def _matrix_row(model: str, trained_at: str | None, results: Mapping[str, SiteMetrics]) -> MatrixRow:
+    return MatrixRow(
+        model=model,
+        trained_at=trained_at,
+        sites={
+            site: MatrixCell(
+                auroc=metrics.macro_auroc,
+                interval=metrics.macro_interval,
+                findings={
+                    name: MatrixFigure(auroc=m.auroc, interval=m.interval)
+                    for name, m in metrics.findings.items()
+                },
+            )
+            for site, metrics in sorted(results.items())
+        },
     )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, NonNegativeInt, model_validator
+from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt, model_validator
 
+from server.report_matrix import MatrixCell, MatrixFigure, MatrixRow
 from server.report_run import (
     BytesPart,
     Interval,
@@ -28,10 +29,14 @@ __all__ = [
     "SCHEMA",
     "Arm",
     "BaselineResult",
+    "BinResult",
     "BytesPart",
     "Comparison",
     "FindingResult",
     "Gap",
+    "MatrixCell",
+    "MatrixFigure",
+    "MatrixRow",
     "ModelPart",
     "PetPart",
     "Report",
@@ -59,6 +64,23 @@ class BaselineResult(Part):
     """Test studies annotated without the finding; 0 where suppressed."""
 
 
+class BinResult(Part):
+    """Studies of similar predicted probability; a site tells of no bin with a small cell."""
+
+    studies: PositiveInt
+    """Test studies in the bin."""
+    positives: NonNegativeInt
+    """Of these, studies with the finding."""
+    mean: Share
+    """Mean predicted probability; calibrated, it is `positives` / `studies`."""
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if self.positives > self.studies:
+            raise ValueError(f"{self.positives} positives of {self.studies} studies")
+        return self
+
+
 class FindingResult(BaselineResult):
     """One finding at one site under one arm."""
 
@@ -70,6 +92,8 @@ class FindingResult(BaselineResult):
     """Expected calibration error by the definition *per finding*, 15 bins."""
     brier: Share | None
     """Mean squared error of the probability."""
+    bins: tuple[BinResult, ...] = ()
+    """Points of the reliability diagram, by mean probability; empty: suppressed, or not told."""
 
 
 class SiteResult(Part):
@@ -200,6 +224,8 @@ class Report(Part):
     """SHA-256 of the released adapter file; `null` where none was released."""
     notes: tuple[str, ...]
     """Remarks for the reader, shown as they are."""
+    matrix: tuple[MatrixRow, ...] | None = None
+    """Every model at every site; `null` where the plan did not ask for it (`evaluate.matrix`)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from server.admission import admit
 from server.checkpoint import Checkpoint, commit, sound_rounds
 from server.disk import with_room
 from server.exchange import Reply
+from server.facts.reasons import reason_of, words_of
 from server.federation import Federation
+from server.geometry import drift, geometry
+from server.measures import Measure, from_record, of_validation
 from server.strategies.strategy import aggregate
 from server.update import SiteUpdate
 
@@ -46,10 +49,11 @@ def train_rounds(federation: Federation, initial: AdapterState, folder: Path) ->
     state, memory = (done[-1].state, done[-1].memory) if done else (initial, {})
     for number in range(len(done) + 1, federation.config.rounds.count + 1):
         federation.enrol_late()
-        checkpoint = _one_round(federation, number, state, memory)
+        checkpoint, measures, pairs = _one_round(federation, number, state, memory)
         _keep(federation, checkpoint, folder)
         federation.committed = number
-        federation.ledger.put_round(checkpoint.record)
+        details = {"drift": _drift(initial, checkpoint.state), **pairs}
+        federation.ledger.put_round(checkpoint.record, measures, details)
         facts = {key: value for key, value in checkpoint.record.items() if key != "round"}
         federation.ledger.event("round", _sentence(checkpoint.record), round=number, **facts)
         state, memory = checkpoint.state, checkpoint.memory
@@ -76,7 +80,8 @@ def _keep(federation: Federation, checkpoint: Checkpoint, folder: Path) -> None:
 
 def _one_round(
     federation: Federation, number: int, state: AdapterState, memory: dict[str, Tensor]
-) -> Checkpoint:
+) -> tuple[Checkpoint, list[Measure], dict[str, Any]]:
+    """Carry out a round; returns what is committed, and the numbers and arrays that tell of it."""
     config, ledger = federation.config, federation.ledger
     cohort = federation.cohort(numpy_generator(config.seed, "cohort", number))
     schema = federation.schema.select(trained_names(federation.schema, config, number))
@@ -86,17 +91,19 @@ def _one_round(
 
     def receive(site: str, reply: Reply) -> None:
         code = reply.code
+        reason = reason_of(code) if code else ""
         if reply.answer is not None and not code:
             try:
                 registered = federation.sites[site].train_studies
                 updates[site] = admit(reply.answer, site, schema, config, registered)
                 answers[site] = reply.answer
             except FedcxrError as error:
-                code = error.code
+                code, reason = error.code, words_of(error)
         if code:
             rejected[site] = code
-            text = f"Round {number}: {site} left out, {code}"
-            ledger.event("rejected", text, round=number, site=site, code=code, up=reply.up)
+            text = f"Round {number}: {site} left out, {code}: {reason}"
+            facts = {"code": code, "reason": reason, "up": reply.up}
+            ledger.event("rejected", text, round=number, site=site, **facts)
             return
         text = f"Round {number}: {site} returned {size_text(reply.up)}, {updates[site].num_examples} studies"
         ledger.event("returned", text, round=number, site=site, up=reply.up)
@@ -105,7 +112,7 @@ def _one_round(
     absent = [] if config.rounds.cohort else [name for name in federation.sites if name not in cohort]
     text = f"Round {number}: asking {len(cohort)} sites"
     text += f", without {', '.join(absent)}" if absent else ""
-    ledger.event("asked", text, round=number, cohort=cohort)
+    ledger.event("asked", text, round=number, cohort=cohort, deadline=config.rounds.deadline)
     replies, missing, exchange = federation.ask(
         cohort, federation.instruction("train", number, state), receive
     )
@@ -126,12 +133,36 @@ def _one_round(
         "lora_error": None,
         "status": "committed" if len(updates) >= config.rounds.quorum else "abandoned",
     }
+    measures: list[Measure] = []
+    pairs: dict[str, Any] = {}
     if record["status"] == "committed":
         outcome = aggregate(state, list(updates.values()), schema, memory, config)
         state, memory = outcome.state, outcome.memory
         record["lora_error"] = outcome.lora_error
+        shape = geometry(list(updates.values()), outcome.mean)
+        measures.append(Measure("aggregate-norm", "", "", number, shape.norm))
+        measures += [Measure("cosine", "", site, number, value) for site, value in shape.cosines.items()]
+        if shape.pairs:
+            pairs = {"pairs": {"sites": shape.sites, "cosines": _rounded(shape.pairs)}}
     record["seconds"] = round(time.monotonic() - started, 3)
-    return Checkpoint(number, state, memory, record)
+    measures += from_record(record)
+    for site, reply in replies.items():
+        measures.append(Measure("seconds", "", site, number, round(reply.seconds, 3)))
+        measures.append(Measure("up", "", site, number, reply.up))
+    for site in cohort:
+        measures.append(Measure("down", "", site, number, exchange.sent[federation.sites[site].node]))
+    for site, answer in answers.items():
+        measures += of_validation(site, number - 1, answer.metrics)
+    return Checkpoint(number, state, memory, record), measures, pairs
+
+
+def _rounded(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in rows]
+
+
+def _drift(initial: AdapterState, state: AdapterState) -> dict[str, Any]:
+    moved = drift(initial.tensors, state.tensors)
+    return {"blocks": [*moved], "values": [round(value, 6) for value in moved.values()]}
 
 
 def _sentence(record: Mapping[str, Any]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from common.config import RunConfig
 from common.errors import RunError
 from common.metrics.summary import Difference, SiteMetrics
-from common.protocol import metrics_from_wire
+from common.protocol import OWN_MODEL, metrics_from_wire
 from server.ledger import Ledger
-from server.report_arms import build_arm, build_comparison, find_worse
+from server.report_arms import build_arm, build_comparison, build_matrix, find_worse
 from server.report_schema import (
     Arm,
     BytesPart,
@@ -27,6 +27,8 @@ from server.report_schema import (
 DESCRIPTIONS = {
     "local": "Each site trained alone on its own studies, with the same rounds, epochs and steps.",
     "federated": "All sites trained one adapter together; images stayed where they were.",
+    "calibrated": "The federated model, each finding's probabilities scaled by what all sites' validation "
+    "studies say; its ranking, hence AUROC, is the same.",
 }
 
 
@@ -82,6 +84,7 @@ def summarise(folder: Path) -> Report:
             thumbnail_baseline=told.get("thumbnail"),
             adapter_sha256=released.get("sha256"),
             notes=tuple(told.get("notes", ())),
+            matrix=build_matrix(results),
         )
     finally:
         ledger.close()
@@ -120,10 +123,12 @@ def _arms(
             federated[site] = federated.get(site, 0) + int(steps)
     arms: dict[str, Arm] = {}
     for name, sites in results.items():
+        if name.startswith(OWN_MODEL):
+            continue
         description, steps = DESCRIPTIONS.get(name, ""), {}
         if name == "local":
             steps = dict(local_steps)
-        elif name == "federated":
+        elif name in ("federated", "calibrated"):
             steps = federated
         elif (facts := folder / f"{name}.json").is_file():
             told = json.loads(facts.read_text())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +64,9 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the report is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every event as one JSON line.")] = False,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Show the run on a web page while it goes on.")
+    ] = False,
 ) -> None:
     """Run an experiment and write its report.
 
@@ -75,8 +80,9 @@ def run(
         fedcxr-simulate run demo
         fedcxr-simulate run demo --set pet.method=bitfit --set rounds.count=4 --arms local,federated
         fedcxr-simulate run my.toml --out runs/mine --resume
+        fedcxr-simulate run demo --monitor
     """
-    with fail_clearly(as_json):
+    with fail_clearly(as_json), ExitStack() as beside:
         from common.errors import ConfigError
         from server.report_words import headline
         from simulations.experiment import load_experiments
@@ -93,7 +99,13 @@ def run(
         described = load_experiments(experiment, changes)
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or Path("runs") / f"{Path(experiment).stem}-{stamp}"
-        view = View("json" if as_json else "quiet" if quiet else "live")
+        watching = None
+        if monitor:
+            from simulations.watching import Watching
+
+            watching = Watching(folder)
+            beside.callback(watching.close)
+        view = View("json" if as_json else "quiet" if quiet else "live", watching)
         reports = run_series(
             described,
             folder,
@@ -112,6 +124,9 @@ def run(
                 for detail in answer.details:
                     typer.echo(detail)
             typer.echo(f"Report: {page}")
+        if monitor:
+            again = f"The page is closed. To open it again: fedcxr-server monitor {shlex.quote(str(folder))}"
+            view.say(again) if as_json else typer.echo(again)
 
 
 @app.command("keys")

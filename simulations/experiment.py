@@ -125,7 +125,8 @@ class Experiment(RunConfig):
         tree["data"] = DataConfig(**self.data.model_dump(exclude={"root"}))
         tree["rounds"] = self.rounds.model_copy(update={"sites": sites})
         local = self.evaluate.local and "local" in self.arms
-        tree["evaluate"] = self.evaluate.model_copy(update={"local": local})
+        alone = {"local": local, "matrix": self.evaluate.matrix and local}
+        tree["evaluate"] = self.evaluate.model_copy(update=alone)
         return RunConfig(**tree)
 
 

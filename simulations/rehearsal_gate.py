@@ -87,10 +87,12 @@ class GatedSites:
 
 
 def _asked(instruction: Instruction) -> str:
+    kept = "stays" if instruction.adapter is None else "is asked for"
     what = {
         "enrol": "how many studies there are",
         "train": f"train round {instruction.round}",
-        "local": "train alone, to compare with; the model stays",
+        "local": f"train alone, to compare with; the model {kept}",
+        "calibrate": "sums over the validation studies, to calibrate by",
         "evaluate": f"measure the {instruction.arm} model on the {instruction.split} studies",
     }[instruction.stage]
     adapter = instruction.adapter

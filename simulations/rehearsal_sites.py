@@ -136,6 +136,8 @@ def small_plan(policy: Policy, findings: Sequence[str], sites: int) -> RunConfig
             "wire": {"codec": policy.answers.codecs[0]},
             "evaluate": {
                 "local": "local" in asked.stages,
+                "matrix": "local" in asked.stages and policy.answers.local_adapter,
+                "calibrate": "platt" if "calibrate" in asked.stages else "none",
                 "replicates": min(50, asked.max_replicates),
             },
         }

@@ -67,6 +67,7 @@ def run_experiment(
     draft = experiment.run_config(0)
     check_strategy(draft)
     build_model(draft)  # what is wrong with the model is said before a single image is drawn
+    view.begin(folder)
     files = prepare_sites(experiment, folder / "sites")
     config = experiment.run_config(len(files))
     if "pooled" in experiment.arms:
@@ -98,12 +99,13 @@ def _pooled_arm(
     site = place / "site" / "site.toml"
     if not site.is_file():
         write_pooled_site(dict(files), config, site.parent)
+    plain = {"local": False, "matrix": False, "calibrate": "none"}
     alone = config.model_copy(
         update={
             # The sites have drawn already; what they drew is pooled.
             "data": config.data.model_copy(update={"fraction": 1.0, "shots": 0}),
             "rounds": config.rounds.model_copy(update={"sites": 1, "quorum": 1, "cohort": 0}),
-            "evaluate": config.evaluate.model_copy(update={"local": False}),
+            "evaluate": config.evaluate.model_copy(update=plain),
         }
     )
     view.say("pooled reference: training on all sites' studies in one place")

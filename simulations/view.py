@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from server.ledger import Event, Ledger
+
+if TYPE_CHECKING:
+    from simulations.watching import Watching
 
 Mode = Literal["live", "quiet", "json"]
 
@@ -33,8 +36,9 @@ _INTERVAL = 0.2
 class View:
     """Follows ledgers and shows what is new in them."""
 
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
+    def __init__(self, mode: Mode, watching: Watching | None = None) -> None:
+        """Take how to show it, and the monitor that is to show it too."""
+        self.mode, self._watching = mode, watching
         self.console = Console(stderr=mode == "json", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -43,6 +47,20 @@ class View:
             self.console.print(text, markup=False)
         elif self.mode == "json":
             self._json({"kind": "note", "text": text})
+
+    def begin(self, folder: Path) -> None:
+        """Say where the page of the run in ``folder`` is, if there is to be one."""
+        if self._watching is None:
+            return
+        page = self._watching.page_of(folder)
+        if not page:
+            text = f"The monitor does not start, the run goes on without it: {self._watching.why_not()}"
+        else:
+            text = f"Monitor: {page}"
+        if self.mode == "json":
+            self._json({"kind": "monitor", "text": text, "address": page})
+        else:
+            self.console.print(text, markup=False)
 
     @contextmanager
     def follow(self, folder: Path, label: str, total_rounds: int) -> Iterator[None]:

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from client.gate.approval import current_approval
@@ -24,16 +24,20 @@ from common.errors import (
     DigestError,
     EgressError,
     FedcxrError,
+    PolicyError,
     ReplayError,
     SignatureError,
 )
 from common.files import write_atomic
+from common.metrics.platt import MOST_EXCHANGES
 from common.overrides import shortened
 from common.protocol import Instruction
 from common.signing import verify
 
 REPEATED = 600.0
 """Seconds in which the same refusal is counted, not written again."""
+MOST_CALIBRATIONS = 2 * MOST_EXCHANGES
+"""An answer may be lost on the way and asked for once more; each tells a little of the studies."""
 BURST = 30
 """Refusals of one code written in that time, whatever they are; the rest is counted."""
 
@@ -56,6 +60,8 @@ class Seen:
     """Newest round the centre has committed, as an instruction taken says."""
     sent: int = 0
     """Bytes of the answers that left."""
+    calibrations: int = 0
+    """Times it was asked for sums to calibrate by."""
 
 
 class Incoming:
@@ -88,7 +94,8 @@ class Incoming:
                 over; or if it is not known what was seen.
             ConfigError: if the plan does not parse.
             DigestError: if code, plan or base are not the ones named.
-            PolicyError: if the plan asks for more than policy.toml allows.
+            PolicyError: if the plan asks for more than policy.toml allows, or the site was asked for sums
+                to calibrate by too often.
             AuditError: if that cannot be written down.
         """
         with self._lock:
@@ -141,7 +148,7 @@ class Incoming:
                     "the answers of this run have more bytes together than policy.toml allows",
                     found=f"{seen.sent + size}, answers.max_run_bytes = {most}",
                 )
-            self._keep({**known, str(run): Seen(seen.sequence, seen.committed, seen.sent + size)})
+            self._keep({**known, str(run): replace(seen, sent=seen.sent + size)})
 
     def _checked(
         self,
@@ -179,8 +186,18 @@ class Incoming:
                 fix="run: fedcxr-site approve --plan FILE, with the centre's plan",
             )
         check_plan(load_policy(self._folder.policy), config, self._site, instruction.stage)
-        newest = Seen(
-            max(seen.sequence, instruction.sequence), max(seen.committed, instruction.committed), seen.sent
+        asked = seen.calibrations + (instruction.stage == "calibrate" and not resumed)
+        if asked > MOST_CALIBRATIONS:
+            raise PolicyError(
+                "the site was asked for sums to calibrate by more often than any fit needs",
+                found=f"{asked} times, at most {MOST_CALIBRATIONS} in a run",
+                fix="ask the centre why; a new run begins to count anew",
+            )
+        newest = replace(
+            seen,
+            sequence=max(seen.sequence, instruction.sequence),
+            committed=max(seen.committed, instruction.committed),
+            calibrations=asked,
         )
         self._keep({**self._seen(), str(run_id): newest})
         return config

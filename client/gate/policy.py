@@ -28,10 +28,14 @@ MetricGroup = Literal["set-aside", "training", "findings"]
 class AskedPolicy(Section):
     """What may be asked of this site."""
 
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = get_args(Stage)
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = ("enrol", "train", "local", "evaluate")
     """What the site may be asked to do. enrol: say how many studies it has. train: train the shared
-    adapter for a round and send the change. local: train a model of its own, which stays here.
-    evaluate: measure a model on its own studies and send the figures."""
+    adapter for a round and send the change. local: train a model of its own, which stays here unless
+    answers.local_adapter is true. evaluate: measure a model on its own studies and send the figures. The
+    one left out, calibrate: send sums over the validation studies of a finding (never of fewer than
+    min_cell with it, or without), from which all sites together fit how its probabilities are to be
+    scaled. Exact sums, asked for often, could tell what a model gave single studies, though not whose;
+    so they are asked for a bounded number of times, and only where you add it here."""
     findings: Names = ()
     """Findings a plan may ask about, for example ["effusion", "edema"]. Empty: all that site.toml
     names."""
@@ -95,10 +99,15 @@ class AnswersPolicy(Section):
     """Figures that may leave besides those without which the site cannot take part (numbers of
     studies and patients, which findings it annotates, how many studies and steps stand behind a
     change, and its mean result). set-aside: how many studies could not be used, by reason. training:
-    loss, seconds and the validation score of a round. findings: results finding by finding."""
+    loss, seconds and the validation score of a round. findings: results finding by finding, on the
+    validation studies with every round and on the test studies at the end."""
     min_cell: PositiveInt = 11
     """A finding with fewer studies that have it, or that do not, is left out of every result.
     evaluate.min_cell of site.toml may be higher, not lower."""
+    local_adapter: bool = False
+    """Whether the model this site trains alone may leave as well, where a plan asks for it
+    (evaluate.matrix). It would go to the centre and, for measuring, to the other sites. false: it stays
+    here, and the run goes on without it."""
     codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = get_args(Codec)
     """Number formats a change may be sent in."""
     max_update_norm: Positive = 100.0
@@ -126,14 +135,16 @@ BOUNDED = frozenset(
         "train.batch_size", "train.epochs", "train.steps",
         "strategy.max_update_norm",
         "rounds.count", "rounds.cohort", "rounds.quorum",
-        "wire.codec", "evaluate.local", "evaluate.replicates",
+        "wire.codec",
+        "evaluate.local", "evaluate.matrix", "evaluate.calibrate", "evaluate.replicates",
     }
 )  # fmt: skip
 """Keys of a plan that this policy, or an approval, bounds: here, or where the answer leaves.
 
 ``data.fraction`` and ``data.shots`` through ``training.min_studies``, ``model.backbone`` through the
 approved digests of the base, ``strategy.max_update_norm`` through ``answers.max_update_norm``,
-``evaluate.local`` through ``asked.stages``.
+``evaluate.local`` and ``evaluate.calibrate`` through ``asked.stages``, ``evaluate.matrix`` through
+``answers.local_adapter``.
 """
 
 HARMLESS = frozenset(

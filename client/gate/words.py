@@ -11,12 +11,18 @@ _STAGES = {
     "train": "train the shared adapter",
     "local": "train a model of its own",
     "evaluate": "measure models on its own studies",
+    "calibrate": "sum up its validation studies, to calibrate a model together",
 }
 _GROUPS = {
     "set-aside": "how many studies could not be used, by reason",
     "training": "loss, seconds and validation score of a round",
-    "findings": "results finding by finding",
+    "findings": "results finding by finding, with every round and at the end",
 }
+_OWN_MODEL = "the model this site trains for itself, to the centre and the other sites, if a plan asks for it"
+
+_SUMS = (
+    "sums over the validation studies of a finding, asked for a few times where a plan calibrates its model"
+)
 
 
 def policy_sentences(policy: Policy) -> list[str]:
@@ -46,6 +52,8 @@ def leaving_sentences(policy: Policy) -> list[str]:
         "numbers of studies and patients; which findings are annotated and on how many studies",
         f"per round, the change of the adapter: from at least {training.min_studies} training studies, as "
         f"{listed(answers.codecs, 'or')}, of length up to {answers.max_update_norm:g}",
+        *([_OWN_MODEL] if answers.local_adapter else []),
+        *([_SUMS] if "calibrate" in policy.asked.stages else []),
         f"mean results of a model, without findings that fewer than {answers.min_cell} studies have, or lack",
         *told,
         f"up to {answers.max_bytes / 1e6:g} MB an answer, {answers.max_run_bytes / 1e6:g} MB a run",
@@ -54,11 +62,11 @@ def leaving_sentences(policy: Policy) -> list[str]:
 
 def staying_sentences(policy: Policy) -> list[str]:
     """Say what no answer can hold, whatever a plan asks."""
-    full = "full" in policy.training.methods
-    network = "the model this site trains for itself" + ("" if full else ", the base or the whole network")
+    networks = [] if policy.answers.local_adapter else ["the model this site trains for itself"]
+    networks += [] if "full" in policy.training.methods else ["the base", "the whole network"]
     return [
         "images, reports, table cells, file names or anything that tells patients apart",
-        network,
+        *([listed(networks, "or")] if networks else []),
         "scores or labels of single studies",
         "error messages, paths or log lines: only the code of what went wrong",
     ]

@@ -82,9 +82,11 @@ def question(instruction: Instruction, run_config: Mapping[str, Any]) -> bytes:
     fields = {
         f.name: getattr(instruction, f.name)
         for f in dataclasses.fields(instruction)
-        if f.name not in ("adapter", "residual")
+        if f.name not in ("adapter", "scaling", "residual")
     }
-    arrays = {} if instruction.adapter is None else {"adapter": instruction.adapter}
+    arrays: dict[str, NDArray[Any]] = {}
+    arrays |= {} if instruction.adapter is None else {"adapter": instruction.adapter}
+    arrays |= {} if instruction.scaling is None else {"scaling": instruction.scaling}
     arrays |= {f"residual:{name}": values for name, values in instruction.residual.items()}
     return pack({"kind": "ask", "instruction": fields, "run-config": dict(run_config)}, arrays)
 
@@ -98,7 +100,12 @@ def read_question(facts: Mapping[str, Any], arrays: Arrays) -> tuple[Instruction
     residual = {k.removeprefix("residual:"): v for k, v in arrays.items() if k.startswith("residual:")}
     try:
         fields = dict(facts["instruction"])
-        instruction = Instruction(**fields, adapter=arrays.get("adapter"), residual=residual)
+        instruction = Instruction(
+            **fields,
+            adapter=arrays.get("adapter"),
+            scaling=arrays.get("scaling"),
+            residual=residual,
+        )
         return instruction, dict(facts["run-config"])
     except (KeyError, TypeError, ValueError):
         raise BrokenFrame("a question is not one") from None

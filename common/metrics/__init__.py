@@ -1,5 +1,6 @@
 """Metrics as pure functions on arrays: discrimination, calibration, bootstrap, summary."""
 
+from common.metrics.calibration import ReliabilityBin
 from common.metrics.summary import (
     Difference,
     FindingMetrics,
@@ -8,4 +9,11 @@ from common.metrics.summary import (
     evaluate_scores,
 )
 
-__all__ = ["Difference", "FindingMetrics", "SiteMetrics", "compare_scores", "evaluate_scores"]
+__all__ = [
+    "Difference",
+    "FindingMetrics",
+    "ReliabilityBin",
+    "SiteMetrics",
+    "compare_scores",
+    "evaluate_scores",
+]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
 from common.metrics.bootstrap import percentile_interval, resamples, standard_error
-from common.metrics.calibration import brier, ece, pooled_ece
+from common.metrics.calibration import ReliabilityBin, brier, ece, pooled_ece, reliability_bins
 from common.metrics.discrimination import Ranking, average_precision, rank, weighted_auroc
 
 Floats = NDArray[np.float64]
@@ -41,6 +41,8 @@ class FindingMetrics:
     brier: float | None
     positives: int
     negatives: int
+    bins: tuple[ReliabilityBin, ...] = ()
+    """Of its reliability diagram; none has fewer than ``min_cell`` positives or negatives."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def evaluate_scores(
     replicates: int = 200,
     generator: np.random.Generator,
     min_cell: int = 1,
+    binned_by: NDArray[Any] | None = None,
 ) -> SiteMetrics:
     """Measure probabilities ``[N, F]`` against labels ``[N, F]`` (1, 0, NaN = not annotated).
 
     A finding with fewer than ``min_cell`` positives or negatives is suppressed: no count and no
-    metric of it leaves, not even within the macro or the pooled ECE.
+    metric of it leaves, not even within the macro or the pooled ECE. ``binned_by`` are probabilities
+    ``[N, F]`` of the same ranking by which studies come into reliability bins, if not by their own.
 
     Raises:
         DataError: if shapes disagree or an annotated probability is not within 0 to 1.
@@ -92,6 +96,7 @@ def evaluate_scores(
     samples = _bootstrap(rankings, patients, replicates, generator)  # [R, F]
     macros = _mean(samples)
     shown = np.where(told, labels, np.nan)
+    bins_of = probabilities if binned_by is None else binned_by
     return SiteMetrics(
         studies=len(labels),
         macro_auroc=_number(_mean(areas[None, :])[0]),
@@ -99,7 +104,13 @@ def evaluate_scores(
         macro_se=standard_error(macros),
         pooled_ece=pooled_ece(probabilities, shown),
         findings={
-            finding: _finding(probabilities[:, j], shown[:, j], areas[j], samples[:, j])
+            finding: _finding(
+                probabilities[:, j],
+                shown[:, j],
+                areas[j],
+                samples[:, j],
+                reliability_bins(probabilities[:, j], shown[:, j], min_cell, by=bins_of[:, j]),
+            )
             for j, finding in enumerate(findings)
         },
     )
@@ -142,7 +153,9 @@ def compare_scores(
     return macro, {name: gap for name, gap in each.items() if gap is not None}
 
 
-def _finding(p: NDArray[Any], y: NDArray[Any], area: float, samples: Floats) -> FindingMetrics:
+def _finding(
+    p: NDArray[Any], y: NDArray[Any], area: float, samples: Floats, bins: tuple[ReliabilityBin, ...]
+) -> FindingMetrics:
     positives, negatives = int((y == 1).sum()), int((y == 0).sum())
     return FindingMetrics(
         auroc=_number(area),
@@ -153,6 +166,7 @@ def _finding(p: NDArray[Any], y: NDArray[Any], area: float, samples: Floats) -> 
         brier=brier(p, y),
         positives=positives,
         negatives=negatives,
+        bins=bins,
     )
 
 

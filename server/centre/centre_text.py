@@ -31,6 +31,15 @@ max_body = {max_body}
 
 # Bytes that must be free on this disk; below that sites are asked to wait, and nothing is lost.
 min_free_disk = {min_free_disk}
+
+# The page that shows the runs is for this machine alone (docs/monitor.md has every key). To show it to
+# others, give each a password, "fedcxr-server password NAME", and take the # away:
+# [monitor]
+# listen = "0.0.0.0:9480"
+
+# Alerts go nowhere before a table says where (docs/monitor-alerts.md):
+# [alerts.webhook]
+# url = "https://chat.example.org/hooks/fedcxr"
 """
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -36,6 +36,10 @@ class CentreConfig(Section):
     """Bytes of the largest request a site may send."""
     min_free_disk: Annotated[int, Field(ge=0)] = 500_000_000
     """Bytes that must be free on the centre's disk, else sites are asked to wait."""
+    monitor: dict[str, Any] = Field(default_factory=dict)
+    """What the monitor is told; it checks its settings itself, so that a mistake there stops nobody else."""
+    alerts: dict[str, Any] = Field(default_factory=dict)
+    """Which alerts the monitor sends, and where to."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from common.errors import DeploymentError, RunError, UnreachableError
 from server.centre.run_folder import RunFolder
+from server.facts.runs import Run
+from server.facts.standing import standing as standing_of_run
 from server.ledger import Event
 
 if TYPE_CHECKING:
     from server.centre.control import Control, FlowerRun
 
-QUIET = {"returned", "local", "evaluated", "asked"}
+QUIET = {"returned", "local", "evaluated", "asked", "asking", "answered"}
 """Events that are told only where everything is."""
 _WARNED = {"refused", "rejected", "lost", "waiting", "disk", "failed"}
 _LOOK = 0.5
@@ -83,31 +85,9 @@ def line_of(event: Event) -> str:
 
 
 def standing(run: RunFolder) -> str:
-    """Say in a few words how far a run is and what it waits for."""
-    events, outcome = run.events(), run.outcome()
-    committed = sum(event.kind == "round" for event in _since_rollback(events))
-    rounds = run.config().rounds.count
-    if outcome:
-        return f"{outcome}, {committed} of {rounds} rounds"
-    if not run.at_work:
-        return f"not running, {committed} of {rounds} rounds"
-    if not events:
-        return "starting"
-    asked = next((e for e in reversed(events) if e.kind == "asked"), None)
-    newest = events[-1]
-    if asked is not None and newest.kind in ("asked", "returned", "rejected", "lost"):
-        answered = {e.site for e in events if e.id > asked.id and e.kind in ("returned", "rejected")}
-        waiting = [site for site in asked.facts["cohort"] if site not in answered]
-        return f"round {asked.round} of {rounds}, waiting for {', '.join(waiting) or 'nobody'}"
-    return f"{committed} of {rounds} rounds; {newest.text}"
-
-
-def _since_rollback(events: list[Event]) -> list[Event]:
-    """Leave out rounds that were gone back behind."""
-    kept: list[Event] = []
-    for event in events:
-        if event.kind in ("rolled-back", "resumed"):
-            last = event.round or 0
-            kept = [e for e in kept if e.kind != "round" or (e.round or 0) <= last]
-        kept.append(event)
-    return kept
+    """Say in a few words how far a run is and what it waits for: what the monitor's page says."""
+    seen = Run(run.name, run.path, registry=run.path.parent.parent / "registry.sqlite")
+    try:
+        return standing_of_run(seen, time.time()).sentence
+    finally:
+        seen.close()

@@ -27,17 +27,23 @@ _COMMON_LEAST = 2
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it is submitted; status tells the rest.")]
 
 
-def start(centre: Centre = None) -> None:
-    """Run the centre: the SuperLink behind its gateway and whatever carries out the runs.
+def start(
+    centre: Centre = None,
+    no_monitor: Annotated[
+        bool, typer.Option("--no-monitor", help="Leave the page away that shows the runs.")
+    ] = False,
+) -> None:
+    """Run the centre: the SuperLink behind its gateway, whatever carries out the runs, the monitor.
 
     Stays in the foreground, starts again what dies, and stops cleanly on Ctrl-C or SIGTERM. Sites
-    then connect by themselves.
+    then connect by themselves. The monitor's page is for this machine alone, unless centre.toml
+    says otherwise.
     """
     with fail_clearly():
         from server.centre.folder import CentreFolder
         from server.centre.start import start_centre
 
-        raise SystemExit(start_centre(CentreFolder.find(centre), _say))
+        raise SystemExit(start_centre(CentreFolder.find(centre), _say, monitor=not no_monitor))
 
 
 def run(

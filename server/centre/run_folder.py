@@ -17,12 +17,15 @@ from common.errors import CheckpointError, ConfigError, RunError, closest
 from common.files import write_atomic
 from common.overrides import read_toml
 from server.centre.folder import CentreFolder
+from server.facts.view import LedgerView
 from server.ledger import Event, Ledger
 
 Outcome = Literal["", "finished", "failed", "stopped"]
 
 _NUMBERS = "flower.json"
 _LOCK = ".lock"
+_LOOKED_AT = 0.2
+"""Seconds to try at least: whoever looks whether somebody works here holds the lock for a moment."""
 _OUTCOMES = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
 _AGAIN = {"rolled-back", "submitted"}
 """Events after which an earlier outcome no longer holds."""
@@ -71,13 +74,8 @@ class RunFolder:
 
     def events(self, after: int = 0) -> list[Event]:
         """Return what has happened since an event."""
-        if not self.ledger.is_file():
-            return []
-        ledger = Ledger(self.ledger)
-        try:
-            return list(ledger.events(after))
-        finally:
-            ledger.close()
+        with LedgerView(self.ledger) as view:
+            return view.events(after)
 
     def tell(self, kind: str, text: str, *, round: int | None = None, **facts: Any) -> None:
         """Append an event."""
@@ -99,23 +97,24 @@ class RunFolder:
 
     def served_by(self) -> int | None:
         """Return Flower's number of the newest submission whose ServerApp has begun to work."""
-        if not self.ledger.is_file():
-            return None
-        ledger = Ledger(self.ledger)
-        try:
-            number = ledger.get("flower_run")
-        finally:
-            ledger.close()
+        with LedgerView(self.ledger) as view:
+            number = view.get("flower_run")
         return None if number is None else int(number)
 
     @property
     def at_work(self) -> bool:
-        """Whether a ServerApp works in this folder now."""
+        """Whether a ServerApp works in this folder now; looking keeps nobody from beginning to."""
         try:
-            with self.hold(patience=0.0):
-                return False
-        except RunError:
+            descriptor = os.open(self.path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
             return True
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def hold(self, patience: float) -> Iterator[None]:
@@ -126,7 +125,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        end = time.monotonic() + patience
+        end = time.monotonic() + max(patience, _LOOKED_AT)
         try:
             while True:
                 try:
@@ -138,7 +137,7 @@ class RunFolder:
                             f"another process works on the run {self.name}",
                             fix="wait for it, or stop the run",
                         ) from None
-                    time.sleep(0.1)
+                    time.sleep(0.05)
             yield
         finally:
             os.close(descriptor)

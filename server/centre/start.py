@@ -1,4 +1,4 @@
-"""The centre as one process tree: the SuperLink behind its gateway, and what starts a ServerApp per run."""
+"""The centre as one process tree: the SuperLink behind its gateway, what starts ServerApps, the monitor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from common.errors import ConfigError, DeploymentError
 from common.files import write_atomic
 from common.supervise import Child, Supervisor, command, flower_environment
 from server.centre.bundle import build_bundle
@@ -20,14 +21,18 @@ from server.centre.registry import Registry
 _WARNING = re.compile(r"(\S+ \S+?),\d+ (?:WARNING|ERROR) fedcxr\S* (.*)")
 _FAULT = re.compile(r"E_[A-Z_]+  .*| +(?:found|fix): +.*")
 """An error of ours, as a process of ours ends with it."""
+_ADDRESS = re.compile(r"(?:Monitor|Health \(gRPC\)|Alerts): .*")
+"""What the monitor says once it serves."""
 _RENEW_BEFORE = 30
 """Days before the certificate's end at which it is said that it should be renewed."""
+_SETTINGS_WAIT = 300.0
+"""Seconds until the monitor is tried again after it said what is wrong with its settings or address."""
 _NOT_OURS = ("FEDCXR_RUN", "FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")
 """Variables of somebody's shell that would change what the centre's processes do."""
 
 
-def children(centre: CentreFolder) -> list[Child]:
-    """Return the centre's processes in the order they start."""
+def children(centre: CentreFolder, monitor: bool = False) -> list[Child]:
+    """Return the centre's processes in the order they start, the ``monitor`` last if it is wanted."""
     environment = {
         **flower_environment(centre.flower_home),
         CENTRE: str(centre.root),
@@ -44,11 +49,17 @@ def children(centre: CentreFolder) -> list[Child]:
         "--superexec-auth-secret-file",
         str(centre.key("superexec.secret")),
     )
-    return [Child("superlink", superlink, environment), Child("superexec", superexec, environment)]
+    found = [Child("superlink", superlink, environment), Child("superexec", superexec, environment)]
+    if monitor:
+        watch = (sys.executable, "-P", "-m", "server.cli", "monitor", "--centre", str(centre.root))
+        # What stops the monitor stops nobody else: a port that is taken, a wrong setting.
+        wait = dict.fromkeys((ConfigError.exit_code, DeploymentError.exit_code), _SETTINGS_WAIT)
+        found.append(Child("monitor", watch, {"PYTHONUNBUFFERED": "1"}, wait))
+    return found
 
 
-def start_centre(centre: CentreFolder, say: Callable[[str], None]) -> int:
-    """Run the centre until SIGTERM or SIGINT.
+def start_centre(centre: CentreFolder, say: Callable[[str], None], monitor: bool = True) -> int:
+    """Run the centre until SIGTERM or SIGINT; ``monitor = False`` leaves its page away.
 
     Raises:
         DeploymentError: if it runs already.
@@ -69,20 +80,32 @@ def start_centre(centre: CentreFolder, say: Callable[[str], None]) -> int:
         for name in _NOT_OURS:
             os.environ.pop(name, None)
         say(f"Logs in {centre.logs}. Stop with Ctrl-C or SIGTERM.")
-        code = Supervisor(children(centre), centre.logs, say, _warnings(say)).run()
+        watched = monitor and config.monitor.get("enabled", True) is not False
+        code = Supervisor(children(centre, watched), centre.logs, say, _warnings(say)).run()
         say("Stopped. Runs that were under way can be resumed: fedcxr-server resume")
         return code
 
 
 def _warnings(say: Callable[[str], None]) -> Callable[[str, str], None]:
-    """Pass on what the SuperLink warns of (a full disk, a site's clock) and why it ended."""
+    """Pass on what the SuperLink warns of (a full disk, a site's clock), and where the monitor is.
+
+    Why one of them ended is passed on too; the monitor's reason once, however often it is tried again.
+    """
+    told: set[str] = set()
 
     def listen(name: str, line: str) -> None:
-        found = _WARNING.match(line) if name == "superlink" else None
-        if found:
-            say(f"{found[1]}  {found[2]}")
-        elif name == "superlink" and _FAULT.fullmatch(line):
-            say(line)
+        if name == "superlink":
+            if found := _WARNING.match(line):
+                say(f"{found[1]}  {found[2]}")
+            elif _FAULT.fullmatch(line):
+                say(line)
+        elif name == "monitor":
+            if _ADDRESS.match(line):
+                told.clear()
+                say(line)
+            elif _FAULT.fullmatch(line) and line not in told:
+                told.add(line)
+                say(f"monitor: {line}" if line.startswith("E_") else line)
 
     return listen
 

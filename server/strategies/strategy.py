@@ -30,6 +30,8 @@ class Aggregate:
     memory: Memory
     lora_error: float | None
     """||M - M_applied|| / ||M|| over all adapted layers; None without LoRA."""
+    mean: dict[str, Tensor]
+    """The mean update in float64; fedadam makes its step of it, the others add it."""
 
 
 def aggregate(
@@ -47,10 +49,10 @@ def aggregate(
     mean = weighted_mean(ordered, schema)
     after, memory = STEPS[config.strategy.name](state, mean, memory, config.strategy)
     if config.pet.method != "lora":
-        return Aggregate(after, memory, None)
+        return Aggregate(after, memory, None, mean)
     if config.lora.aggregation == "fedex":
         after = exact_residual(state, after, ordered, config)
-    return Aggregate(after, memory, aggregation_error(state, after, ordered, config))
+    return Aggregate(after, memory, aggregation_error(state, after, ordered, config), mean)
 
 
 def average_step(

@@ -8,7 +8,14 @@ from flwr.app import MetricRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.metrics import Difference, FindingMetrics, SiteMetrics, compare_scores, evaluate_scores
+from common.metrics import (
+    Difference,
+    FindingMetrics,
+    ReliabilityBin,
+    SiteMetrics,
+    compare_scores,
+    evaluate_scores,
+)
 from common.protocol import MESSAGE_TYPES, kebab, metrics_from_wire, metrics_to_wire
 
 NAMES = ("effusion", "pleural_thickening")
@@ -16,7 +23,8 @@ number = st.integers(0, 1000).map(lambda i: i / 1000)
 maybe = st.one_of(st.none(), number)
 interval = st.one_of(st.none(), st.tuples(number, number))
 count = st.integers(0, 10_000)
-finding = st.builds(FindingMetrics, maybe, interval, maybe, maybe, maybe, maybe, count, count)
+bins = st.lists(st.builds(ReliabilityBin, count, count, number), max_size=15).map(tuple)
+finding = st.builds(FindingMetrics, maybe, interval, maybe, maybe, maybe, maybe, count, count, bins)
 site = st.builds(
     SiteMetrics,
     studies=count,
@@ -76,6 +84,10 @@ def test_real_metrics_travel_as_flower_metrics_with_few_decimals():
     assert f"gain.{NAMES[1]}" not in flat
     back, gained = metrics_from_wire(flat, NAMES)
     assert back.macro_auroc == pytest.approx(metrics.macro_auroc, abs=5e-4)
+    points = metrics.findings[NAMES[0]].bins
+    assert len(points) > 5 and [b.studies for b in back.findings[NAMES[0]].bins] == [
+        b.studies for b in points
+    ]
     assert set(gained) == {"macro", NAMES[0]}
     for key, value in flat.items():
         decimals = 4 if "se" in key.split(".")[0].split("-") else 3
@@ -90,6 +102,6 @@ def test_a_finding_not_asked_for_is_not_read():
     assert set(gained) == {"macro", "effusion"}
 
 
-def test_keys_are_kebab_and_types_are_four():
+def test_keys_are_kebab_and_types_are_five():
     assert kebab("num_examples") == "num-examples"
-    assert len(set(MESSAGE_TYPES.values())) == len(MESSAGE_TYPES) == 4
+    assert len(set(MESSAGE_TYPES.values())) == len(MESSAGE_TYPES) == 5

@@ -22,7 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import SchemaError
-from common.protocol import MESSAGE_TYPES, Answer, Instruction
+from common.protocol import (
+    MESSAGE_TYPES,
+    VALIDATION_COUNTS,
+    VALIDATION_SHARES,
+    Answer,
+    Instruction,
+    validation_key,
+)
 from common.wire import (
     answer_from_records,
     answer_to_records,
@@ -74,6 +81,7 @@ instructions = st.builds(
     base_digest=digest,
     round=st.integers(0, 10_000),
     adapter=st.one_of(st.none(), vector),
+    scaling=st.one_of(st.none(), vector.map(lambda v: v.astype(np.float64))),
     residual=st.dictionaries(layer, matrix),
     arm=st.sampled_from(["", "local", "federated"]),
     split=st.sampled_from(["validation", "test"]),
@@ -113,10 +121,12 @@ def test_an_instruction_arrives_as_it_was_sent(sent):
     got = instruction_from_records(
         message_type, through_the_network(instruction_to_records(sent), message_type)
     )
-    plain = [f.name for f in dataclasses.fields(Instruction) if f.name not in ("adapter", "residual")]
+    arrays = ("adapter", "scaling", "residual")
+    plain = [f.name for f in dataclasses.fields(Instruction) if f.name not in arrays]
     assert [getattr(got, n) for n in plain] == [getattr(sent, n) for n in plain]
     assert got.signed_bytes() == sent.signed_bytes()
     assert same(got.adapter, sent.adapter)
+    assert same(got.scaling, sent.scaling)
     assert got.residual.keys() == sent.residual.keys()
     assert all(same(got.residual[n], sent.residual[n]) for n in sent.residual)
 
@@ -142,6 +152,25 @@ def test_an_instruction_s_framing_is_small_too():
     values = np.random.default_rng(0).random(100_000).astype(np.float32)
     sent = Instruction("train", "a" * 64, "b" * 64, "c" * 64, 3, values)
     assert 0 < message_bytes(message(instruction_to_records(sent))) - values.nbytes < FRAMING
+
+
+def test_a_round_s_figures_of_four_findings_stay_below_three_kilobytes_with_the_framing():
+    values = np.ones(1000, dtype=np.float32)
+    metrics = {"num-examples": 1000, "labelled": [1000] * 4, "loss": 0.512345, "steps": 40, "seconds": 100.5}
+    for finding in ("cardiomegaly", "effusion", "edema", "consolidation"):
+        metrics |= {validation_key(finding, name): 0.712 for name in VALIDATION_SHARES}
+        metrics |= {validation_key(finding, name): 1000 for name in VALIDATION_COUNTS}
+    answer = message(
+        answer_to_records(Answer("north", update=values, metrics={**metrics, "validation-auroc": 0.7}))
+    )
+    assert message_bytes(answer) - values.nbytes < 3000
+
+
+def test_whoever_changes_the_scaling_breaks_the_signature():
+    plain = Instruction("evaluate", "a", "b", "c", arm="calibrated")
+    scaled = dataclasses.replace(plain, scaling=np.array([1.0, 0.0]))
+    other = dataclasses.replace(plain, scaling=np.array([1.0, 0.5]))
+    assert len({i.signed_bytes() for i in (plain, scaled, other)}) == 3
 
 
 def test_an_error_has_a_size_too():

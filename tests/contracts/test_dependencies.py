@@ -15,15 +15,20 @@ OURS = {"client", "common", "server", "simulations"}
 DISTRIBUTION = {
     "PIL": "pillow",
     "google": "protobuf",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
     "imagehash": "ImageHash",
+    "mlflow": "mlflow-skinny",
+    "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "sqlalchemy": "SQLAlchemy",
+    "swagger_ui_bundle": "swagger-ui-bundle",
     "tomli_w": "tomli-w",
 }
 """Modules that are not called as what one installs."""
 DECODERS = {"pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm"}
-NOT_IMPORTED = {"grpcio"} | DECODERS
-"""Called through others: Flower's health server speaks gRPC, pydicom finds decoders of pixels."""
+NOT_IMPORTED = DECODERS
+"""Called through others: pydicom finds decoders of pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,15 @@ def test_declared_is_what_is_imported(syntax: dict[str, ast.Module], project: di
     imported = {module for tree in syntax.values() for module in _imports(tree)}
     outside = {DISTRIBUTION.get(m, m) for m in imported - OURS - sys.stdlib_module_names}
     declared = {Requirement(line).name for line in project["project"]["dependencies"]}
-    assert outside == declared - NOT_IMPORTED
+    extras = project["project"]["optional-dependencies"]
+    optional = {Requirement(line).name for name in extras if name != "dev" for line in extras[name]}
+    assert outside == declared - NOT_IMPORTED | optional
+
+
+def test_what_is_optional_is_tested(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"]
+    optional = {line for name in extras if name != "dev" for line in extras[name]}
+    assert optional <= {*extras["dev"]}
 
 
 def test_pins_are_exact_and_carry_no_local_version(pins: dict[str, Requirement]) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.adapter import AdapterSchema
@@ -20,8 +20,9 @@ from common.errors import (
     UpdateError,
     WeightError,
 )
-from common.protocol import Answer
-from server.admission import admit
+from common.protocol import Answer, metrics_from_wire
+from server.admission import admit, admit_results
+from server.report_arms import build_arm, build_comparison
 
 SCHEMA = AdapterSchema((("b", (2,)), ("head", (2, 1))), ("head",))
 REGISTERED = 50
@@ -99,6 +100,17 @@ def test_a_sound_answer_becomes_an_update():
         pytest.param(answer(steps=math.nan), NonFiniteError, id="NaN steps"),
         pytest.param(answer(loss=[0.5]), NonFiniteError, id="a list for a loss"),
         pytest.param(answer(invented=[1.0, math.nan]), NonFiniteError, id="NaN in a list"),
+        pytest.param(answer(invented=1.0), SchemaError, id="a figure nobody asked for"),
+        pytest.param(answer(invented=[1.0, 2.0]), SchemaError, id="figures nobody asked for"),
+        pytest.param(answer(seconds=[1.5]), NonFiniteError, id="a list of seconds"),
+        pytest.param(answer(validation_auroc=1.001), SchemaError, id="an AUROC above 1"),
+        pytest.param(answer(**{"validation.edema.auroc": -0.1}), SchemaError, id="an AUROC below 0"),
+        pytest.param(answer(**{"validation.edema.ece": math.nan}), NonFiniteError, id="NaN for an ECE"),
+        pytest.param(answer(**{"validation.edema.pr-auc": [0.5]}), NonFiniteError, id="a list for a figure"),
+        pytest.param(answer(**{"validation.edema.positives": 1.5}), SchemaError, id="half a study"),
+        pytest.param(answer(**{"validation.edema.negatives": -1}), SchemaError, id="a negative count"),
+        pytest.param(answer(**{"validation.hernia.auroc": 0.5}), SchemaError, id="a finding not asked for"),
+        pytest.param(answer(**{"validation.edema.brier": 0.5}), SchemaError, id="a figure of no round"),
     ],
 )
 def test_what_may_not_touch_the_model(reply, error):
@@ -106,6 +118,12 @@ def test_what_may_not_touch_the_model(reply, error):
         take(reply)
     assert issubclass(error, UpdateError)
     assert type(caught.value) is error
+
+
+def test_figures_by_finding_are_taken():
+    figures = {"auroc": 0.8, "pr-auc": 0.4, "ece": 0.05, "positives": 12, "negatives": 30}
+    told = {f"validation.{finding}.{name}": v for finding in ("edema", "mass") for name, v in figures.items()}
+    assert take(answer(validation_auroc=0.8, **told)).num_examples == 20
 
 
 def test_another_site_s_answer_is_refused():
@@ -153,9 +171,12 @@ values = st.one_of(
 )
 
 
+NAMES = ["num-examples", "labelled", "loss", "steps", "validation-auroc", "validation.edema.positives", "x"]
+
+
 @given(
     st.lists(st.floats(width=32), min_size=4, max_size=4),
-    st.dictionaries(st.sampled_from(["num-examples", "labelled", "loss", "steps", "x"]), values),
+    st.dictionaries(st.sampled_from(NAMES), values),
 )
 def test_whatever_comes_it_is_a_coded_error_or_a_sound_update(update, metrics):
     reply = Answer("north", update=np.array(update, dtype=np.float32), metrics=answer().metrics | metrics)
@@ -167,3 +188,74 @@ def test_whatever_comes_it_is_a_coded_error_or_a_sound_update(update, metrics):
     assert got.labelled.min() >= 0 and got.labelled.max() <= got.num_examples
     norm = math.sqrt(sum(float(t.double().square().sum()) for t in got.delta.values()))
     assert norm <= 100.0 * (1 + 1e-9)
+
+
+RESULTS = {
+    "studies": 60,
+    "macro-auroc": 0.8,
+    "macro-interval": [0.7, 0.9],
+    "macro-se": 0.0412,
+    "pooled-ece": 0.1,
+    "gain.macro": [0.01, -0.02, 0.03],
+    "gain-se.macro": 0.0112,
+    "edema.positives": 20,
+    "edema.negatives": 40,
+    "edema.auroc": 0.8,
+    "edema.pr-auc": 0.5,
+    "edema.interval": [0.7, 0.9],
+    "edema.prevalence": 0.333,
+    "edema.ece": 0.1,
+    "edema.brier": 0.2,
+    "edema.bins-studies": [30, 30],
+    "edema.bins-positives": [5, 15],
+    "edema.bins-mean": [0.2, 0.6],
+}
+
+
+def test_sound_results_are_taken_as_they_are():
+    assert admit_results(RESULTS, PLAN.data.findings) == RESULTS
+    means = {key: RESULTS[key] for key in ("studies", "macro-auroc", "gain.macro", "gain-se.macro")}
+    assert admit_results(means, PLAN.data.findings) == means
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("macro-auroc", math.nan, NonFiniteError),
+        ("edema.bins-mean", [0.2, math.inf], NonFiniteError),
+        ("macro-auroc", 1.2, SchemaError),
+        ("macro-auroc", [0.8], SchemaError),
+        ("macro-interval", [0.5], SchemaError),
+        ("macro-interval", [0.9, 0.1], SchemaError),
+        ("edema.auroc", -0.5, SchemaError),
+        ("edema.positives", -3, SchemaError),
+        ("edema.brier", 7.0, SchemaError),
+        ("edema.bins-studies", [30], SchemaError),
+        ("edema.bins-studies", [30, 0], SchemaError),
+        ("edema.bins-positives", [5, 31], SchemaError),
+        ("edema.bins-mean", 0.5, SchemaError),
+        ("gain.macro", [0.1], SchemaError),
+        ("gain.macro", [0.1, 0.3, 0.2], SchemaError),
+        ("gain.macro", [3.0, 3.0, 3.0], SchemaError),
+        ("gain-se.macro", 1e300, SchemaError),
+        ("macro-se", -0.1, SchemaError),
+        ("studies", -1, SchemaError),
+        ("invented", 1.0, SchemaError),
+        ("hernia.auroc", 0.5, SchemaError),
+    ],
+)
+def test_results_that_the_report_cannot_hold_are_refused(key, value, error):
+    with pytest.raises(error):
+        admit_results({**RESULTS, key: value}, PLAN.data.findings)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(RESULTS)), values))
+def test_whatever_is_measured_is_refused_or_fits_the_report(changes):
+    try:
+        taken = admit_results({**RESULTS, **changes}, PLAN.data.findings)
+    except UpdateError:
+        return
+    measured, gains = metrics_from_wire(taken, PLAN.data.findings)
+    build_arm("", {}, {"north": measured, "south": measured})
+    build_comparison({"north": gains.get("macro"), "south": gains.get("macro")})

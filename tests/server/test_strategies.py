@@ -100,6 +100,19 @@ def test_a_mean_in_fp32_would_have_lost_the_small_site():
     assert mean["w"].item() == pytest.approx((1e6 - 1e-7) / (1e6 + 1), rel=1e-15)
 
 
+@pytest.mark.parametrize("name", [*STEPS])
+def test_an_aggregate_tells_the_mean_it_was_made_of(name):
+    updates = [site("b", 3, 2), site("a", 1, 1)]
+    outcome = aggregate(START, updates, SCHEMA, {}, CONFIGS[name])
+    expected = weighted_mean(sorted(updates, key=lambda update: update.site), SCHEMA)
+    assert all(torch.equal(outcome.mean[n], expected[n]) for n in SCHEMA.names)
+    if name != "fedadam":
+        assert all(
+            torch.equal((START.tensors[n].double() + outcome.mean[n]).float(), outcome.state.tensors[n])
+            for n in SCHEMA.names
+        )
+
+
 # ---------------------------------------------------------------------- laws of aggregate()
 
 

@@ -146,3 +146,26 @@ def rehearse(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.slow
+def test_what_a_policy_lets_leave_beyond_the_usual_is_rehearsed_too(north: Path, tmp_path: Path) -> None:
+    """The site's own model and the sums to calibrate by pass the gate, and every byte is in the audit."""
+    for name in ("site.toml", "studies.csv"):
+        (tmp_path / name).write_bytes((north / name).read_bytes())
+    with (tmp_path / "site.toml").open("a") as file:
+        file.write("\n[evaluate]\nmin_cell = 2\n")
+    text = policy_text().replace("local_adapter = false", "local_adapter = true")
+    text = text.replace("min_cell = 11", "min_cell = 2")
+    usual = 'stages = ["enrol", "train", "local", "evaluate"]'
+    (tmp_path / "policy.toml").write_text(text.replace(usual, usual.replace("]", ', "calibrate"]')))
+    done = rehearse(tmp_path, "--keep", str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train alone, to compare with; the model is asked for" in done.stdout
+    assert len(re.findall(r"leaves  an update", done.stdout)) == 3
+    assert done.stdout.count("sums over the validation studies") >= 3
+    assert "measure the local:east model on the test studies" in done.stdout
+    assert "and as many are in its audit" in done.stdout
+    run = tmp_path / "kept" / "run"
+    assert len(list((run / "locals").iterdir())) == 3
+    assert (run / "release" / "calibration.json").is_file()

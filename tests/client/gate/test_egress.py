@@ -21,11 +21,13 @@ from client.worker import ModelPool, SiteWorker
 from common.code import code_digest
 from common.config import RunConfig
 from common.errors import EgressError
-from common.protocol import Answer, Instruction, metrics_from_wire
+from common.protocol import MESSAGE_TYPES, Answer, Instruction, metrics_from_wire
 from common.wire import answer_from_records, answer_to_records
 from simulations.make_site import make_site
 
-POLICY = Policy()
+POLICY = parse_policy({"asked": {"stages": tuple(MESSAGE_TYPES)}})
+SCALING = np.array([1.0, 0.5, np.nan, 2.0, 0.0, 0.3, np.nan, -0.5])
+"""Slopes, then biases, of the four findings; pneumothorax is not asked for."""
 ACCESSION = 20260417001234
 PLAN: dict[str, Any] = {
     "data": {"findings": ("effusion", "cardiomegaly", "pneumothorax", "edema"), "image_size": 32},
@@ -33,7 +35,7 @@ PLAN: dict[str, Any] = {
     "pet": {"method": "head"},
     "train": {"batch_size": 16},
     "rounds": {"count": 2, "quorum": 2},
-    "evaluate": {"replicates": 20},
+    "evaluate": {"replicates": 20, "calibrate": "platt"},
 }
 ASKED = {
     "enrol": {"stage": "enrol"},
@@ -42,6 +44,7 @@ ASKED = {
     "federated": {"stage": "evaluate", "arm": "federated"},
     "alone": {"stage": "evaluate", "arm": "local"},
     "validation": {"stage": "evaluate", "arm": "federated", "split": "validation"},
+    "calibrate": {"stage": "calibrate", "scaling": SCALING},
 }
 
 
@@ -97,7 +100,8 @@ def ask(site: SiteConfig) -> Callable[..., Told]:
         model = pool.get(config, torch.device("cpu"))
         digests = (config.plan_digest(model.base_digest, code_digest()), code_digest(), model.base_digest)
         asked: dict[str, Any] = dict(ASKED[name])
-        if asked["stage"] == "train" or asked.get("arm") == "federated":
+        whole = asked["stage"] == "local" and config.evaluate.matrix
+        if whole or asked["stage"] in ("train", "calibrate") or asked.get("arm") == "federated":
             asked["adapter"] = model.schema.pack(model.initial_state().tensors)
         instruction = Instruction(
             plan_digest=digests[0], code_digest=digests[1], base_digest=digests[2], **asked
@@ -158,7 +162,18 @@ def test_a_validation_score_rests_on_no_small_cell(ask: Callable[..., Told], hon
     evaluated = honest["validation"].answer.metrics
     assert honest["train"].answer.metrics["validation-auroc"] == evaluated["macro-auroc"]
     rare = ask("train", data={"findings": ("pneumothorax",)})
-    assert not rare.answer.code and "validation-auroc" not in rare.answer.metrics
+    assert not rare.answer.code and not [key for key in rare.answer.metrics if key.startswith("validation")]
+
+
+def test_a_round_s_figures_by_finding_are_those_of_an_evaluation(honest: dict[str, Told]) -> None:
+    """The two ways of measuring one adapter on the validation studies agree, and are silent on the same."""
+    told, evaluated = honest["train"].answer.metrics, honest["validation"].answer.metrics
+    names = ("auroc", "pr-auc", "ece", "positives", "negatives")
+    by_finding = {key for key in told if key.startswith("validation.")}
+    assert by_finding == {f"validation.{f}.{n}" for f in ("effusion", "cardiomegaly") for n in names}
+    assert {key: told[key] for key in by_finding} == {
+        key: evaluated[key.removeprefix("validation.")] for key in by_finding
+    }
 
 
 # ---------------------------------------------------------------------- what is changed is refused
@@ -229,7 +244,7 @@ def test_more_decimals(honest: dict[str, Told], name: str, data: st.DataObject, 
     reals = {k: v for k, v in reals.items() if not isinstance(v, list) or isinstance(v[0], float)}
     assume(reals)
     key = data.draw(st.sampled_from(sorted(reals)))
-    hidden = digits / 1e10
+    hidden = digits / 1e12
 
     def more(value: float) -> float:
         return value - hidden if value > 0.5 else value + hidden
@@ -283,9 +298,9 @@ def test_suppressed_means_nothing_is_told(honest: dict[str, Told]) -> None:
 def test_a_mean_of_suppressed_findings_is_a_leak(honest: dict[str, Told]) -> None:
     told = honest["alone"]
     bare = {
-        key: 0 if key.endswith(("positives", "negatives")) else value
+        key: 0 if key.endswith((".positives", ".negatives")) else value
         for key, value in told.answer.metrics.items()
-        if key == "studies" or key.endswith(("positives", "negatives"))
+        if key == "studies" or key.endswith((".positives", ".negatives"))
     }
     told.check(metrics=bare)
     means = [
@@ -312,6 +327,51 @@ def test_counts_fit_together(honest: dict[str, Told]) -> None:
     trained.refused(metrics=trained.with_metrics(labelled=[10**6, 0, 0, 0]))
 
 
+def test_bins_rest_on_large_cells_and_fit_their_counts(honest: dict[str, Told]) -> None:
+    told = honest["federated"]
+    keys = [f"effusion.bins-{name}" for name in ("studies", "positives", "mean")]
+    studies, positives = (list(told.answer.metrics[key]) for key in keys[:2])
+    whole = told.answer.metrics["effusion.positives"] + told.answer.metrics["effusion.negatives"]
+    assert sum(studies) == whole and 1 <= len(studies) < 15
+    assert all(min(k, n - k) >= 11 for n, k in zip(studies, positives, strict=True))
+
+    def said(*values: Any) -> str:
+        return told.refused(metrics=told.with_metrics(**dict(zip(keys, values, strict=True))))
+
+    n, k = sum(studies), sum(positives)
+    assert "fewer than 11" in said([n - 15, 15], [k - 5, 5], [0.3, 0.9])
+    assert "fewer than 11" in said([n - 15, 15], [k - 10, 10], [0.3, 0.9])
+    assert "do not add up" in said([n - 1], [k], [0.5])
+    assert "do not add up" in said([n], [k - 1], [0.5])
+    assert "more than the studies" in said([k - 1, n - k + 1], [k, 0], [0.3, 0.9])
+    assert "more than the studies" in said([0, n], [0, k], [0.3, 0.9])
+    assert "as many" in said([n], [k], [0.3, 0.9])
+    assert "do not grow" in said([n - 30, 30], [k - 15, 15], [0.9, 0.3])
+    assert "expected 15" in said([1] * 16, [1] * 16, [0.5] * 16)
+    assert "expected 15" in said([], [], [])
+    for key in keys:
+        told.refused(metrics={name: v for name, v in told.answer.metrics.items() if name != key})
+    told.refused(metrics=told.with_metrics(**{"edema.bins-mean": [0.5]}))
+    told.check(metrics={name: v for name, v in told.answer.metrics.items() if name not in keys})
+
+
+def test_a_round_s_figures_rest_on_large_cells_or_do_not_leave(honest: dict[str, Told]) -> None:
+    told = honest["train"]
+    for side in ("positives", "negatives"):
+        key = f"validation.effusion.{side}"
+        assert "fewer than 11" in told.refused(metrics=told.with_metrics(**{key: 10}))
+        bare = {k: v for k, v in told.answer.metrics.items() if k != key}
+        assert "without the number" in told.refused(metrics=bare)
+    nobody = {"validation.effusion.positives": 0, "validation.effusion.negatives": 0}
+    assert "nobody" in told.refused(metrics=told.with_metrics(**nobody))
+    none = {k: v for k, v in told.answer.metrics.items() if not k.startswith("validation.")}
+    assert "none of which" in told.refused(metrics=none)
+    other = {"validation-auroc": round(1 - told.answer.metrics["validation-auroc"] / 2, 3)}
+    assert "not the mean" in told.refused(metrics=told.with_metrics(**other))
+    told.refused(metrics=told.with_metrics(**{"validation.edema.auroc": 0.5}))
+    told.check(metrics={k: v for k, v in none.items() if k != "validation-auroc"})
+
+
 def test_a_single_class_has_no_ranking(honest: dict[str, Told], site: SiteConfig) -> None:
     """Where a site allows cells of one, of studies that are all alike only the counts are told."""
     told = dataclasses.replace(
@@ -322,6 +382,12 @@ def test_a_single_class_has_no_ranking(honest: dict[str, Told], site: SiteConfig
     alike = {"edema.positives": 0, "edema.negatives": 30, "edema.prevalence": 0.0}
     told.check(policy, metrics=told.with_metrics(**alike))
     told.refused(policy, metrics=told.with_metrics(**alike, **{"edema.auroc": 0.5}))
+    round_ = dataclasses.replace(told, answer=honest["train"].answer, instruction=honest["train"].instruction)
+    few = {"validation.edema.positives": 0, "validation.edema.negatives": 3, "validation.edema.ece": 0.1}
+    round_.check(policy, metrics=round_.with_metrics(**few))
+    for name in ("auroc", "pr-auc"):
+        said = round_.refused(policy, metrics=round_.with_metrics(**few, **{f"validation.edema.{name}": 0.5}))
+        assert "alike" in said
 
 
 # ---------------------------------------------------------------------- the update
@@ -385,6 +451,84 @@ def test_plan_and_policy_both_bound_an_update(honest: dict[str, Told]) -> None:
     assert "number format" in told.refused(parse_policy({"answers": {"codecs": ("fp16",)}}))
 
 
+# ---------------------------------------------------------------------- sums to calibrate by
+
+
+def test_sums_are_of_large_cells_that_were_asked_for(honest: dict[str, Told]) -> None:
+    told = honest["calibrate"]
+    names = ("positives", "negatives", "platt")
+    assert set(told.answer.metrics) == {f"{f}.{n}" for f in ("effusion", "cardiomegaly") for n in names}
+    keys = [f"effusion.{name}" for name in names]
+    for side in keys[:2]:
+        assert "fewer than 11" in told.refused(metrics=told.with_metrics(**{side: 10}))
+    for key in keys:
+        said = told.refused(metrics={k: v for k, v in told.answer.metrics.items() if k != key})
+        assert "belong to it" in said
+    sums = list(told.answer.metrics["effusion.platt"])
+    many = [told.answer.metrics["effusion.positives"] + told.answer.metrics["effusion.negatives"] + 1.0]
+    assert "cannot come" in told.refused(
+        metrics=told.with_metrics(**{"effusion.platt": [*sums[:2], *many, *sums[3:]]})
+    )
+    moved = {f"pneumothorax.{name}": told.answer.metrics[f"effusion.{name}"] for name in names}
+    assert "not asked for" in told.refused(metrics=told.with_metrics(**moved))
+    without = dataclasses.replace(told, instruction=dataclasses.replace(told.instruction, scaling=None))
+    assert "without a slope" in without.refused()
+    told.check(metrics={k: v for k, v in told.answer.metrics.items() if not k.startswith("effusion")})
+
+
+def test_the_default_policy_sends_no_sums(honest: dict[str, Told]) -> None:
+    assert "calibrate" in honest["calibrate"].refused(Policy())
+    plain = honest["calibrate"].config.evaluate.model_copy(update={"calibrate": "none"})
+    none = honest["calibrate"].config.model_copy(update={"evaluate": plain})
+    assert "may not hold" in dataclasses.replace(honest["calibrate"], config=none).refused()
+
+
+# ---------------------------------------------------------------------- the site's own model
+
+LETS = parse_policy({"answers": {"local_adapter": True}})
+MATRIX = {"evaluate": {"matrix": True}}
+
+
+@pytest.fixture(scope="module")
+def own(ask: Callable[..., Told]) -> Told:
+    """The site's own model, as a plan with evaluate.matrix asks for it."""
+    return ask("local", **MATRIX)
+
+
+def test_a_site_s_own_model_leaves_where_policy_and_plan_both_say_so(own: Told) -> None:
+    assert own.answer.update is not None and own.instruction.adapter is not None
+    assert own.answer.update.size == own.instruction.adapter.size
+    own.check(LETS)
+    assert release(own.answer, own.instruction, own.config, LETS, own.site) == own.answer
+    own.refused()
+    plain = own.config.model_copy(
+        update={"evaluate": own.config.evaluate.model_copy(update={"matrix": False})}
+    )
+    bare = {k: v for k, v in own.answer.metrics.items() if k != "num-examples"}
+    assert "holds an update" in own.refused(metrics=bare)
+    assert "holds an update" in dataclasses.replace(own, config=plain).refused(LETS, metrics=bare)
+
+
+def test_where_policy_keeps_it_the_rest_is_answered(own: Told, honest: dict[str, Told]) -> None:
+    out = release(own.answer, own.instruction, own.config, POLICY, own.site)
+    assert out == honest["local"].answer and out.update is None and out.metrics["steps"]
+    assert withhold(own.answer, own.instruction, own.config, POLICY) == out
+    large = dataclasses.replace(own.answer, update=np.full_like(own.answer.update, 100.0))
+    assert release(large, own.instruction, own.config, POLICY, own.site) == out
+
+
+def test_a_site_s_own_model_is_bounded_as_an_update_is(own: Told) -> None:
+    update = np.array(own.answer.update)
+    for spoil in [*UPDATES.values(), lambda u: u[:-1]]:
+        if spoil(update) is not None:
+            own.refused(LETS, update=spoil(update))
+    bare = {k: v for k, v in own.answer.metrics.items() if k != "num-examples"}
+    assert "number of studies behind it" in own.refused(LETS, metrics=bare)
+    few = own.with_metrics(**{"num-examples": 10})
+    assert "not within 11" in own.refused(LETS, metrics=few)
+    own.check(LETS, update=None)
+
+
 # ---------------------------------------------------------------------- site, code, stage, groups
 
 
@@ -415,13 +559,21 @@ def test_a_stage_that_policy_forbids_is_not_answered(honest: dict[str, Told]) ->
 MEANS = {"studies", "macro-auroc", "macro-interval", "macro-se", "pooled-ece", "gain.macro", "gain-se.macro"}
 WITHHELD: dict[str, set[str]] = {
     "enrol": {"quarantined.not-an-image"},
-    "train": {"loss", "seconds", "validation-auroc"},
+    "train": {"loss", "seconds", "validation-auroc"}
+    | {
+        f"validation.{finding}.{name}"
+        for finding in ("effusion", "cardiomegaly")
+        for name in ("auroc", "pr-auc", "ece", "positives", "negatives")
+    },
     "local": set(),
+    "calibrate": {
+        f"{f}.{n}" for f in ("effusion", "cardiomegaly") for n in ("positives", "negatives", "platt")
+    },
 }
 
 
 def test_what_policy_withholds_does_not_leave(honest: dict[str, Told]) -> None:
-    policy = parse_policy({"answers": {"metrics": ()}})
+    policy = parse_policy({"answers": {"metrics": ()}, "asked": {"stages": tuple(MESSAGE_TYPES)}})
     for name, told in honest.items():
         out = release(told.answer, told.instruction, told.config, policy, told.site)
         gone = set(told.answer.metrics) - set(out.metrics)

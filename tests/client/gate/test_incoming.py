@@ -14,6 +14,7 @@ import pytest
 from client.gate import incoming as module
 from client.gate.approval import withdraw
 from client.gate.audit import head_file, read_audit, verify_audit
+from client.gate.policy import AskedPolicy, Policy
 from common.config import RunConfig
 from common.errors import (
     ApprovalError,
@@ -272,10 +273,33 @@ def test_numbers_and_bytes_are_kept_side_by_side(
     gate.incoming.count_sent(run_id, 10)
     gate.check(instruct(sequence=3, round=3, committed=2), plan)
     kept = json.loads(gate.folder.seen.read_text())["runs"]
-    assert kept == {str(run_id): {"sequence": 3, "committed": 2, "sent": 10}}
+    assert kept == {str(run_id): {"sequence": 3, "committed": 2, "sent": 10, "calibrations": 0}}
 
 
 def test_what_is_no_instruction_is_refused_in_the_audit_too(gate: Any) -> None:
     gate.incoming.refuse(9, SignatureError("a message is not an instruction"))
     line = list(read_audit(gate.folder))[-1]
     assert (line["kind"], line["code"], line["run"]) == ("refused", "E_SIGNATURE", "9")
+
+
+def test_sums_to_calibrate_by_are_asked_for_a_bounded_number_of_times(
+    gate: Any, plan: RunConfig, instruct: Callable[..., Instruction], run_id: int, monkeypatch: Any
+) -> None:
+    """Each answer tells a little of the studies; a restart of the site does not begin the count anew."""
+    monkeypatch.setattr(module, "MOST_CALIBRATIONS", 3)
+    policy = Policy(asked=AskedPolicy(stages=("enrol", "train", "calibrate")))
+    monkeypatch.setattr(module, "load_policy", lambda path: policy)
+
+    def ask(number: int, **changes: Any) -> None:
+        gate.check(instruct(stage="calibrate", round=0, sequence=number), plan, **changes)
+
+    for number in (1, 2):
+        ask(number)
+    ask(2, resumed=True)
+    gate = gate.restarted()
+    ask(3)
+    with pytest.raises(PolicyError, match="more often than any fit"):
+        ask(4)
+    gate.check(instruct(sequence=5), plan)
+    kept = json.loads(gate.folder.seen.read_text())["runs"][str(run_id)]
+    assert kept["calibrations"] == 3

@@ -107,7 +107,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_ordinary_plan_passes(site: SiteConfig, stage: str) -> None:
-    check_plan(Policy(), build(), site, stage)
+    check_plan(allowing(asked__stages=STAGES), build(), site, stage)
+
+
+def test_a_site_calibrates_only_where_it_says_so(site: SiteConfig) -> None:
+    assert set(STAGES) - set(Policy().asked.stages) == {"calibrate"}
+    with pytest.raises(PolicyError, match="calibrate"):
+        check_plan(Policy(), build(), site, "calibrate")
+    said = "sums over the validation studies"
+    assert said not in " ".join(leaving_sentences(Policy()))
+    assert said in " ".join(leaving_sentences(allowing(asked__stages=STAGES)))
 
 
 BEYOND: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -150,6 +159,8 @@ def test_everything_bounded_here_has_a_case() -> None:
         "model.backbone",
         "strategy.max_update_norm",
         "evaluate.local",
+        "evaluate.matrix",
+        "evaluate.calibrate",
     }
     cases = {key.replace("__", ".") for keys, _ in BEYOND for key in keys}
     assert cases == BOUNDED - elsewhere
@@ -209,6 +220,16 @@ def test_the_sentences_tell_the_limits(sites: int) -> None:
     others = ("no other site", "1 other site.", "2 other sites.")[sites - 1]
     assert others in told and "7 epochs" in told and "come with the software only" in told
     assert "finding by finding" not in told
+
+
+def test_the_site_s_own_model_stays_or_leaves() -> None:
+    own = "model this site trains for itself"
+    assert not Policy().answers.local_adapter
+    assert own in " ".join(staying_sentences(Policy())) and own not in " ".join(leaving_sentences(Policy()))
+    lets = allowing(answers__local_adapter=True)
+    assert own in " ".join(leaving_sentences(lets)) and own not in " ".join(staying_sentences(lets))
+    open_ = allowing(answers__local_adapter=True, training__methods=("full",))
+    assert len(staying_sentences(open_)) == len(staying_sentences(lets)) - 1
 
 
 def test_what_stays_depends_on_the_methods() -> None:

@@ -374,5 +374,10 @@ def trained() -> Answer:
         "loss": 0.5,
         "seconds": 1.5,
         "validation-auroc": 0.75,
+        "validation.effusion.auroc": 0.75,
+        "validation.effusion.pr-auc": 0.6,
+        "validation.effusion.ece": 0.1,
+        "validation.effusion.positives": 20,
+        "validation.effusion.negatives": 30,
     }
     return Answer("north", update=np.full(6, 0.01, np.float32), metrics=metrics)

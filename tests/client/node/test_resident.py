@@ -203,7 +203,8 @@ def test_a_worker_that_always_dies_is_not_asked_for_ever(
 
 
 def test_a_frame_carries_arrays_as_they_are(instruction: Instruction) -> None:
-    told = dataclasses.replace(instruction, residual={"a.left": np.eye(2, 3, dtype=np.float32)})
+    residual = {"a.left": np.eye(2, 3, dtype=np.float32)}
+    told = dataclasses.replace(instruction, residual=residual, scaling=np.array([1.0, np.nan]))
     facts, arrays = frames.read(io.BytesIO(frames.question(told, {"a.b": 1})))
     back, run_config = frames.read_question(facts, arrays)
     assert back.signed_bytes() == told.signed_bytes() and run_config == {"a.b": 1}

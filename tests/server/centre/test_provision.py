@@ -9,6 +9,7 @@ import stat
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -103,11 +104,15 @@ def test_init_makes_a_whole_centre(tmp_path):
 def test_the_settings_can_be_read_by_people(centre):
     text = (centre.root / "centre.toml").read_text()
     values = tomllib.loads(text)
-    assert values.keys() == type(centre.config()).model_fields.keys()
+    fields = type(centre.config()).model_fields
+    tables = {key for key, field in fields.items() if field.annotation == dict[str, Any]}
+    assert tables == {"monitor", "alerts"} and values.keys() == fields.keys() - tables
     lines = text.splitlines()
     for key in values:
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f"{key} = ")]
         assert lines[at - 1].startswith("# "), f"{key} has no word on why"
+    for key in tables:
+        assert f"# [{key}" in text, f"{key} is not shown"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Alert rules, and the channels by which they reach people who do not look at the page."""

@@ -1,0 +1,98 @@
+"""Answers to a live page: computed once for however many look at the same thing."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+MOST_BYTES = 32_000_000
+"""What all answers kept may take together."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A body, packed, and the tag that names its content."""
+
+    packed: bytes
+    tag: str
+
+    @classmethod
+    def of(cls, body: bytes) -> Answer:
+        """Pack a body."""
+        tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+        return cls(gzip.compress(body, compresslevel=5, mtime=0), tag)
+
+
+class Answers:
+    """Keeps the answers used last; whoever asks for one that is being made waits for it."""
+
+    def __init__(self, most: int = MOST_BYTES) -> None:
+        self.most = most
+        self.size = 0
+        self.made = 0
+        """How many answers were computed."""
+        self._kept: OrderedDict[Hashable, bytes | Answer] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], bytes | Answer]) -> bytes | Answer:
+        """Return the answer of a key, made by ``make`` if it is not kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            mine = self._making.setdefault(key, threading.Lock())
+        with mine:
+            with self._lock:
+                if key in self._kept:
+                    return self._kept[key]
+            try:
+                found = make()
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+            self._keep(key, found)
+            return found
+
+    def _keep(self, key: Hashable, found: bytes | Answer) -> None:
+        with self._lock:
+            self.made += 1
+            self._kept[key] = found
+            self.size += _size(found)
+            while self.size > self.most and self._kept:
+                _, oldest = self._kept.popitem(last=False)
+                self.size -= _size(oldest)
+
+
+def _size(found: bytes | Answer) -> int:
+    return len(found.packed if isinstance(found, Answer) else found) + 500
+
+
+def as_json(value: Any) -> bytes:
+    """Write JSON without spaces; numbers that JSON has no word for are an error.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def send(request: Request, answer: Answer) -> Response:
+    """Send an answer, or 304 to whoever has it already."""
+    headers = {"Cache-Control": "private, no-cache", "ETag": answer.tag, "Vary": "Accept-Encoding"}
+    if request.headers.get("if-none-match") == answer.tag:
+        return Response(status_code=304, headers=headers)
+    body = answer.packed
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+    else:
+        body = gzip.decompress(body)
+    return Response(body, media_type="application/json", headers=headers)

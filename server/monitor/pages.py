@@ -1,0 +1,195 @@
+"""The pages people look at: the runs, one run, two runs; and what a live page asks for again.
+
+A page comes whole from the server and can be read without a script. The script asks ``update`` for
+the parts and figures of the same address whenever `server.monitor.live` says that something changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+from markupsafe import Markup
+
+from server.facts.standing import standing
+from server.monitor import parts
+from server.monitor.address import Address
+from server.monitor.comparing import compare_facts, compare_key
+from server.monitor.fresh import Answer, Answers, as_json, send
+from server.monitor.layout import page
+from server.monitor.wording import ACTIVE
+
+if TYPE_CHECKING:
+    from server.facts.runs import Run
+    from server.monitor.figures import Query
+    from server.monitor.state import Monitor
+
+router = APIRouter(include_in_schema=False)
+
+TICK = 5.0
+"""Seconds for which the parts of a run under way are as good as new; ages are counted in the browser."""
+SLOW_TICK = 60.0
+"""The same of a run nobody works on."""
+
+
+@router.get("/")
+@router.head("/")
+def overview(request: Request) -> Response:
+    """Show every run."""
+    monitor: Monitor = request.app.state.monitor
+    made, now = _overview_parts(monitor)
+    return page(request, "overview.html.j2", parts=_markup(made), centre=monitor.centre, now=now)
+
+
+@router.get("/update")
+def overview_update(request: Request) -> Response:
+    """Send the table of runs again."""
+    monitor: Monitor = request.app.state.monitor
+    answers = _answers(request)
+    moment = int(monitor.now() // TICK)
+    revisions = tuple((run.key, monitor.watch.revision(run.key)) for run in monitor.runs.list())
+
+    def make() -> Answer:
+        made, _ = _overview_parts(monitor)
+        return Answer.of(as_json({"revision": moment, "parts": made, "figures": {}}))
+
+    return send(request, _answer(answers, ("overview", revisions, moment), make))
+
+
+def _overview_parts(monitor: Monitor) -> tuple[dict[str, str], float]:
+    from server.facts.runs import summary
+
+    now = monitor.now()
+    return parts.overview_parts([summary(run, now) for run in monitor.runs.list()], now), now
+
+
+@router.get("/runs/{run}")
+@router.head("/runs/{run}")
+def run_page(request: Request, run: str) -> Response:
+    """Show one run."""
+    monitor: Monitor = request.app.state.monitor
+    found = monitor.runs.find(run)
+    told = json.loads(_run_parts(monitor, _answers(request), found, Address.of(request.query_params)))
+    made = told["parts"]
+    shown = {"key": found.key, "now": monitor.now(), "title": told["title"], "name": told["name"]}
+    return page(request, "run.html.j2", parts=_markup(made), sections=parts.sections(made), **shown)
+
+
+@router.get("/runs/{run}/update")
+def run_update(request: Request, run: str) -> Response:
+    """Send the parts and figures of a run's page again."""
+    monitor: Monitor = request.app.state.monitor
+    found, answers, here = monitor.runs.find(run), _answers(request), _looked_at(request)
+    key = ("update", *_moment(monitor, found), _choices(here))
+
+    def make() -> Answer:
+        head = _run_parts(monitor, answers, found, here)
+        subject = _query(Address(**json.loads(head)["looked_at"]))
+        figures = answers.get(
+            ("figures", found.key, found.view().revision(), subject),
+            lambda: as_json(_figures(found, subject)),
+        )
+        assert isinstance(figures, bytes)  # noqa: S101  (for the type checker)
+        return Answer.of(head[:-1] + b',"figures":' + figures + b"}")
+
+    return send(request, _answer(answers, key, make))
+
+
+def _moment(monitor: Monitor, run: Run) -> tuple[str, int, int]:
+    """Name what a run's parts depend on beside the query: its revision, and roughly the time.
+
+    What is read later than the revision may be newer than it says, never older.
+    """
+    revision, now = run.view().revision(), monitor.now()
+    active = standing(run, now).state in ACTIVE
+    return run.key, revision, int(now // (TICK if active else SLOW_TICK))
+
+
+def _run_parts(monitor: Monitor, answers: Answers, run: Run, here: Address) -> bytes:
+    """Return the parts of a run's page as JSON, with what they are of."""
+    moment = _moment(monitor, run)
+
+    def make() -> bytes:
+        facts = _facts(monitor, run, here)
+        chosen = asdict(facts["here"].without_look())
+        names = parts.titles(facts["summary"])
+        told = {"revision": moment[1], **names, "looked_at": chosen, "parts": parts.run_parts(facts)}
+        return as_json(told)
+
+    found = answers.get(("parts", *moment, _choices(here)), make)
+    assert isinstance(found, bytes)  # noqa: S101  (for the type checker)
+    return found
+
+
+def _choices(here: Address) -> frozenset[tuple[str, str]]:
+    return frozenset(here.pairs().items())
+
+
+def _looked_at(request: Request) -> Address:
+    return Address.of(request.query_params).without_look()
+
+
+def _facts(monitor: Monitor, run: Run, here: Address) -> parts.Facts:
+    settings = monitor.settings
+    return parts.run_facts(run, here, monitor.now(), settings.late, settings.silent)
+
+
+def _query(here: Address) -> Query:
+    from server.monitor.figures import Query
+
+    return Query(metric=here.metric, finding=here.finding, site=here.site, round=here.round)
+
+
+def _figures(run: Run, query: Query) -> dict[str, Any]:
+    from server.monitor.figures import FIGURES
+
+    return {name: draw(run, query) for name, draw in FIGURES.items()}
+
+
+@router.get("/compare")
+@router.head("/compare")
+def compare_page(request: Request, first: str = "", second: str = "") -> Response:
+    """Show two runs side by side."""
+    facts = compare_facts(request.app.state.monitor, first, second, Address.of(request.query_params))
+    made = _markup({"compare": parts.written("part_compare", facts)})
+    return page(request, "compare.html.j2", parts=made, **{k: facts[k] for k in ("comparison", "now")})
+
+
+@router.get("/compare/update")
+def compare_update(request: Request, first: str = "", second: str = "") -> Response:
+    """Send the comparison again, with its figure."""
+    from server.monitor.figures import compare_figure
+
+    monitor: Monitor = request.app.state.monitor
+    here = _looked_at(request)
+
+    def make() -> Answer:
+        facts = compare_facts(monitor, first, second, here)
+        figure = compare_figure(facts["first_run"], facts["second_run"], _query(facts["here"]))
+        made = {"compare": parts.written("part_compare", facts)}
+        return Answer.of(as_json({"revision": 0, "parts": made, "figures": {"compare": figure}}))
+
+    return send(request, _answer(_answers(request), compare_key(monitor, first, second, here), make))
+
+
+def _answers(request: Request) -> Answers:
+    """Return the application's answers, made with the first question."""
+    state = request.app.state
+    if not hasattr(state, "answers"):
+        state.answers = Answers()
+    answers: Answers = state.answers
+    return answers
+
+
+def _answer(answers: Answers, key: object, make: Callable[[], Answer]) -> Answer:
+    found = answers.get(key, make)
+    assert isinstance(found, Answer)  # noqa: S101  (for the type checker)
+    return found
+
+
+def _markup(made: dict[str, str]) -> dict[str, Markup]:
+    """Mark parts as written: their templates have escaped what is in them."""
+    return {name: Markup(text) for name, text in made.items()}

@@ -1,0 +1,176 @@
+"""The page beside a live federation of four sites: a browser sees rounds come, a site die, an update refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+SCREENSHOTS = os.environ.get("FEDCXR_SCREENSHOTS")
+"""A folder to keep pictures in; the ones under docs/ were made so."""
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+PLAN = """
+seed = 7
+[data]
+findings = "effusion, cardiomegaly, edema"
+image_size = 48
+[model]
+backbone = "timm:test_vit"
+[pet]
+method = "lora"
+rank = 4
+[train]
+batch_size = 16
+lr = 0.003
+[rounds]
+count = 12
+sites = 4
+quorum = 2
+deadline = 20.0
+[evaluate]
+replicates = 50
+matrix = true
+calibrate = "platt"
+"""
+SITES = ("north", "south", "east", "west")
+SIZES = {"laptop": (1366, 768), "projector": (1920, 1080)}
+LATE, SILENT = 6.0, 16.0
+
+
+@pytest.fixture(scope="module")
+def federation(deploy: Callable[[str], Any]) -> Any:
+    """A centre and four hospitals; south's own policy lets no update as large as its own leave."""
+    d = deploy("watched")
+    d.make_centre()
+    d.page = _free_port_like(d)
+    toml = d.centre / "centre.toml"
+    monitor = f'\n[monitor]\nlisten = "127.0.0.1:{d.page}"\nlate = {LATE}\nsilent = {SILENT}\n'
+    toml.write_text(toml.read_text() + monitor)
+    d.export("north", "--studies", "140", "--seed", "11", "--size", "64")
+    d.export("south", "--studies", "140", "--seed", "12", "--size", "64", "--scanner", "cr_plate")
+    d.export("east", "--studies", "140", "--seed", "13", "--size", "64", "--findings", "effusion,cardiomegaly")
+    d.export("west", "--studies", "140", "--seed", "14", "--size", "64")
+    plan = d.plan(PLAN)
+    for name in SITES:
+        d.join(name, approve=False)
+        policy = d.sites[name] / "policy.toml"
+        text = policy.read_text().replace("local_adapter = false", "local_adapter = true")
+        if name == "south":
+            text = re.sub(r"max_update_norm = [\d.]+", "max_update_norm = 0.05", text)
+        policy.write_text(text)
+        d.site("approve", d.sites[name], "--yes", "--by", "IT", "--plan", plan)
+    d.up(SITES)
+    return d
+
+
+def _free_port_like(d: Any) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def kill(d: Any, name: str) -> None:
+    """End a whole hospital at once, as a power cut does."""
+    top = psutil.Process(d.running.pop(name).pid)
+    for process in [top, *top.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def picture(page: Any, name: str, **more: Any) -> None:
+    if SCREENSHOTS:
+        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(SCREENSHOTS) / f"monitor-{name}.png", **more)
+
+
+def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Callable[..., Any]) -> None:
+    d = federation
+    plan = d.root / "plan.toml"
+    d.server("run", plan, "--name", "watched", "--yes", "--detach", timeout=300)
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    loads: list[str] = []
+    page.on("framenavigated", lambda frame: loads.append(frame.url))
+    wait("the page", lambda: _opens(page, f"http://127.0.0.1:{d.page}/runs/watched"), 60)
+    loads.clear()
+
+    def rounds() -> int:
+        return int(page.locator("[data-committed]").first.get_attribute("data-committed") or 0)
+
+    def contact(site: str) -> str:
+        return page.locator(f'tr[data-site="{site}"]').first.get_attribute("data-contact") or ""
+
+    wait("two rounds to appear without a reload", lambda: rounds() >= 2, 240)
+    assert not loads, "the page was loaded again"
+    wait("west to be connected", lambda: contact("west") == "connected", 30)
+    picture(page, "laptop")
+    row = page.locator('tr[data-site="south"]').first
+    assert "E_EGRESS" in row.inner_text()
+    assert "policy" in row.inner_text().lower(), "the reason is told in words"
+
+    kill(d, "west")
+    seen: list[str] = []
+
+    def turned(last: str) -> bool:
+        now = contact("west")
+        if not seen or seen[-1] != now:
+            seen.append(now)
+        return now == last
+
+    wait("west to be called silent", lambda: turned("silent"), 120)
+    assert seen[-3:] == ["connected", "late", "silent"], seen
+    assert contact("north") == "connected"
+    picture(page, "silent-site")
+    wait("the run to wait for nobody, or to go on", lambda: rounds() >= 3, 240)
+
+    wait("the run to end", lambda: d.events("watched", "finished"), 600)
+    wait("the page to say so", lambda: "finished" in page.locator("main").inner_text().lower(), 30)
+    for figure in ("curve", "matrix", "reliability", "weights", "pairs", "lora-error", "drift"):
+        drawn = page.locator(f'figure[data-figure="{figure}"] svg.main-svg')
+        page.locator(f'figure[data-figure="{figure}"]').scroll_into_view_if_needed()
+        wait(f"the figure {figure}", lambda drawn=drawn: drawn.count() > 0, 30)
+    assert not loads
+    assert not wrong, wrong
+    for size, (width, height) in SIZES.items():
+        page.set_viewport_size({"width": width, "height": height})
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme)
+            page.wait_for_timeout(800)
+            picture(page, f"{size}-{theme}-whole", full_page=True)
+
+
+def _opens(page: Any, address: str) -> bool:
+    try:
+        answer = page.goto(address)
+    except playwright.Error:
+        return False
+    return bool(answer and answer.ok)
