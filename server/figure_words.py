@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 from server.facts.records import Aggregation, Curve, Matrix, Reliability
-from server.report_words import between, listed, number
+from server.report_words import between, counted, listed, number
 
 METRICS = {
     "auroc": "AUROC on validation studies",
@@ -46,7 +46,7 @@ WEIGHTS_CAPTION = (
     "with the aggregate; near or below 0 the site pulls another way."
 )
 LORA_CAPTION = (
-    "‖M − M′‖ / ‖M‖: how far the applied update M′ is from the weighted mean M of the sites' products. "
+    "‖M − A‖ / ‖M‖: how far the applied update A is from the weighted mean M of the sites' products. "
     "0 is exact."
 )
 DRIFT_CAPTION = (
@@ -115,7 +115,10 @@ def best_models(matrix: Matrix) -> tuple[tuple[int, ...], ...]:
 
 def matrix_told(matrix: Matrix) -> str:
     """Say which model is best where, up to eight sites one by one."""
-    about = f"AUROC, {finding_words(matrix.finding)}, of {len(matrix.models)} models at {len(matrix.sites)} sites. "
+    about = (
+        f"AUROC, {finding_words(matrix.finding)}, of {counted(len(matrix.models), 'model')} "
+        f"at {counted(len(matrix.sites), 'site')}. "
+    )
     best = best_models(matrix)
     if len(matrix.sites) <= 8:
         told = []
@@ -157,7 +160,8 @@ def reliability_told(reliability: Reliability) -> str:
         far = max(bins, key=lambda part: abs(part.mean - part.share))
         error = reliability.ece.get(arm)
         told.append(
-            f"{arm_words(arm)} ({arm} model) ECE {'n/a' if error is None else number(error)}, {len(bins)} bins, "
+            f"{arm_words(arm)} ({arm} model) ECE {'n/a' if error is None else number(error)}, "
+            f"{counted(len(bins), 'bin')}, "
             f"farthest where {number(far.mean, 2)} was predicted and {number(far.share, 2)} observed "
             f"({far.positives} of {far.studies} studies)"
         )
@@ -168,7 +172,10 @@ def weights_told(aggregation: Aggregation) -> str:
     """Say who weighs most and least, and who pulls another way."""
     ranked = sorted(aggregation.weights.items(), key=lambda item: -item[1])
     (most, largest), (least, smallest) = ranked[0], ranked[-1]
-    told = f"Round {aggregation.round}: {len(ranked)} sites in the mean; largest weight {percent(largest)} ({most})"
+    told = (
+        f"Round {aggregation.round}: {counted(len(ranked), 'site')} in the mean; "
+        f"largest weight {percent(largest)} ({most})"
+    )
     if len(ranked) > 1:
         told += f", smallest {percent(smallest)} ({least})"
     if aggregation.cosines:
@@ -191,7 +198,8 @@ def pairs_told(aggregation: Aggregation) -> str:
     (low, a, b), (high, c, d) = min(pairs), max(pairs)
     mean = sum(value for value, _, _ in pairs) / len(pairs)
     return (
-        f"Round {aggregation.round}: cosines between the updates of {len(sites)} sites, mean {number(mean, 2)}; "
+        f"Round {aggregation.round}: cosines between the updates of {len(sites)} sites, "
+        f"mean {number(mean, 2)}; "
         f"least alike {a} and {b} ({number(low, 2)}), most alike {c} and {d} ({number(high, 2)})."
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt, model_validator
 
+from server.report_aggregation import AggregationPart, DriftPart
 from server.report_matrix import MatrixCell, MatrixFigure, MatrixRow
 from server.report_run import (
     BytesPart,
@@ -27,11 +28,13 @@ from server.report_run import (
 __all__ = [
     "ARM_ORDER",
     "SCHEMA",
+    "AggregationPart",
     "Arm",
     "BaselineResult",
     "BinResult",
     "BytesPart",
     "Comparison",
+    "DriftPart",
     "FindingResult",
     "Gap",
     "MatrixCell",
@@ -226,6 +229,8 @@ class Report(Part):
     """Remarks for the reader, shown as they are."""
     matrix: tuple[MatrixRow, ...] | None = None
     """Every model at every site; `null` where the plan did not ask for it (`evaluate.matrix`)."""
+    aggregation: AggregationPart | None = None
+    """How the last mean was made, and how far the adapter went; `null` where the ledger does not say."""
 
     @model_validator(mode="before")
     @classmethod

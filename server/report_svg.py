@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, SOFT, GRID, WORSE, BETTER = "#010101", "#010102", "#010103", "#010104", "#010105"
+INK, SOFT, GRID, WORSE, BETTER, PAGE = (f"#01010{i}" for i in range(1, 7))
 ARMS = ("#010201", "#010202", "#010203", "#010204", "#010205")
 SERIES = tuple(f"#0103{i:02x}" for i in range(8))
 """Stand-ins; the page's style sheet holds the Okabe-Ito palette they stand for."""
+STEPS = 13
+SEQUENTIAL = tuple(f"#0104{i:02x}" for i in range(STEPS))
+DIVERGING = tuple(f"#0105{i:02x}" for i in range(STEPS))
+"""Steps of the colour scales, from the page's own colour away from it; and from one end to the other."""
 
 _CSS = {
     INK: "currentColor",
@@ -28,9 +32,15 @@ _CSS = {
     GRID: "var(--grid)",
     WORSE: "var(--worse)",
     BETTER: "var(--better)",
+    PAGE: "var(--page)",
     **{hue: f"var(--arm-{i})" for i, hue in enumerate(ARMS)},
     **{hue: f"var(--series-{i})" for i, hue in enumerate(SERIES)},
+    **{hue: f"var(--seq-{i})" for i, hue in enumerate(SEQUENTIAL)},
+    **{hue: f"var(--div-{i})" for i, hue in enumerate(DIVERGING)},
 }
+
+_LONG = re.compile(r"-?\d+\.\d{3,}")
+_PATH = re.compile(r'\b(?:d|points)="[^"]*"')
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -96,8 +106,15 @@ def _local(tag: str, name: str) -> str:
     tag = re.sub(r'\bid="', f'id="{name}-', tag)
     tag = re.sub(r'\b(?:xlink:)?href="#', f'href="#{name}-', tag)
     tag = tag.replace("url(#", f"url(#{name}-")
-    for stand_in, colour in _CSS.items():
-        tag = tag.replace(stand_in, colour)
+    if "#010" in tag:
+        for stand_in, colour in _CSS.items():
+            tag = tag.replace(stand_in, colour)
+    tag = _PATH.sub(lambda path: _LONG.sub(_hundredths, path.group(0)), tag)
     # "font: 9px 'DejaVu Sans', ..., sans-serif" and "font-family: ...": the page's font serves.
     tag = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", tag)
     return re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", tag)
+
+
+def _hundredths(number: re.Match[str]) -> str:
+    """Write a coordinate as finely as anyone can see: a hundredth of a point."""
+    return f"{float(number.group(0)):.2f}".rstrip("0").rstrip(".")

@@ -12,8 +12,12 @@ from common.config import RunConfig
 from common.errors import RunError
 from common.metrics.summary import Difference, SiteMetrics
 from common.protocol import OWN_MODEL, metrics_from_wire
+from server.facts.aggregation import aggregation
+from server.facts.records import Aggregation
+from server.facts.view import LedgerView
 from server.ledger import Ledger
 from server.report_arms import build_arm, build_comparison, build_matrix, find_worse
+from server.report_facts import aggregation_part
 from server.report_schema import (
     Arm,
     BytesPart,
@@ -85,9 +89,18 @@ def summarise(folder: Path) -> Report:
             adapter_sha256=released.get("sha256"),
             notes=tuple(told.get("notes", ())),
             matrix=build_matrix(results),
+            aggregation=aggregation_part(_last_mean(folder)),
         )
     finally:
         ledger.close()
+
+
+def _last_mean(folder: Path) -> Aggregation | None:
+    view = LedgerView(folder / "ledger.sqlite")
+    try:
+        return aggregation(view)
+    finally:
+        view.close()
 
 
 def _aggregation(config: RunConfig) -> str:

@@ -49,7 +49,8 @@ class Proposal:
     def stages(self) -> tuple[str, ...]:
         """What sites are asked, in order."""
         local = ("local",) if self.config.evaluate.local else ()
-        return ("enrol", *local, "train", "evaluate")
+        calibrate = ("calibrate",) if self.config.evaluate.calibrate != "none" else ()
+        return ("enrol", *local, "train", *calibrate, "evaluate")
 
     def absent(self, now: float | None = None) -> list[str]:
         """Return the admitted sites that have not been heard lately."""

@@ -36,7 +36,7 @@ def aggregation(view: LedgerView, round: int | None = None) -> Aggregation | Non
             norms=_of_round(view, "update-norm", round),
             cosines=_of_round(view, "cosine", round),
             pairs=tuple(tuple(matrix[i][j] for j in known) for i in known),
-            lora_error=tuple(view.series("lora-error").get("", ())),
+            lora_error=tuple(view.series("lora-error", site="").get("", ())),
             drift_blocks=tuple(blocks),
             drift_rounds=tuple(drift),
             drift=tuple(_row(kept, blocks) for kept in drift.values()),

@@ -27,7 +27,8 @@ class History:
         """Bytes of training rounds."""
         self.missed = 0
         """Deadlines that sites missed."""
-        self.abandoned = 0
+        self.abandoned: list[int] = []
+        """Rounds that ended below quorum."""
         self._generation: Any = None
         self._told: tuple[object, list[Measure]] = (None, [])
 
@@ -52,7 +53,8 @@ class History:
         self.up += record["up"]
         self.down += record["down"]
         self.missed += len(record["missing"])
-        self.abandoned += record["status"] == "abandoned"
+        if record["status"] == "abandoned":
+            self.abandoned.append(record["round"])
         did: dict[str, Part] = dict.fromkeys(record["cohort"], "missing")
         did |= dict.fromkeys(record["returned"], "returned")
         did |= dict.fromkeys(record["rejected"], "rejected")

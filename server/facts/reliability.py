@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import fsum, sqrt
 from typing import Any
@@ -13,7 +14,28 @@ _Z = 1.959963984540054
 """Standard normal quantile at 0.975."""
 _BINS = 15
 _ORDER = ("local", "federated", "calibrated", "personalised", "pooled")
-_ARMS = "SELECT DISTINCT arm FROM evaluations WHERE split = 'test' AND arm NOT LIKE 'local:%'"
+_OF_TEST = "FROM evaluations WHERE split = 'test' AND arm NOT LIKE 'local:%'"
+_ENDS = (".bins-mean", ".bins-studies", ".bins-positives", ".ece", ".positives", ".negatives")
+
+
+class Told:
+    """What evaluations tell of probabilities, read once however many findings are looked at."""
+
+    def __init__(self) -> None:
+        self.arms: dict[str, dict[str, dict[str, Any]]] = {}
+        """Arm -> site -> metrics, those that are needed here."""
+        self._mark: Any = None
+
+    def update(self, view: LedgerView) -> None:
+        """Read the evaluations again if there are others than at the last look."""
+        mark = view.rows(f"SELECT count(*), max(rowid), sum(length(metrics)) {_OF_TEST}")
+        if mark == self._mark:
+            return
+        self._mark, self.arms = mark, {}
+        for arm, site, metrics in view.rows(f"SELECT arm, site, metrics {_OF_TEST} ORDER BY rowid"):
+            flat = json.loads(metrics)
+            kept = {key: value for key, value in flat.items() if key.endswith(_ENDS)}
+            self.arms.setdefault(arm, {})[site] = kept
 
 
 def reliability(view: LedgerView, finding: str, site: str = "") -> Reliability | None:
@@ -23,16 +45,21 @@ def reliability(view: LedgerView, finding: str, site: str = "") -> Reliability |
     studies.
     """
     with view.still():
-        names = [arm for (arm,) in view.rows(_ARMS)]
-        order = [*(a for a in _ORDER if a in names), *sorted(a for a in names if a not in _ORDER)]
-        told = {arm: view.evaluations("test", arm)[arm] for arm in order}
+        return gather(view.keep(Told).arms, finding, site)
+
+
+def gather(
+    told: Mapping[str, Mapping[str, Mapping[str, Any]]], finding: str, site: str = ""
+) -> Reliability | None:
+    """Put together what sites told of each model: arm -> site -> metrics as they come over the wire."""
+    order = [*(arm for arm in _ORDER if arm in told), *sorted(arm for arm in told if arm not in _ORDER)]
     if not finding:
-        keys = [key for of in told.values() for metrics in of.values() for key in metrics]
+        keys = [key for arm in order for metrics in told[arm].values() for key in metrics]
         finding = next((key.removesuffix(".bins-mean") for key in keys if key.endswith(".bins-mean")), "")
     arms: dict[str, tuple[Bin, ...]] = {}
     ece: dict[str, float | None] = {}
-    for arm, of in told.items():
-        chosen = [metrics for name, metrics in of.items() if site in ("", name)]
+    for arm in order:
+        chosen = [metrics for name, metrics in told[arm].items() if site in ("", name)]
         bins = [part for metrics in chosen for part in _parts(metrics, finding)]
         if bins:
             arms[arm] = _bins(bins, merge=not site)

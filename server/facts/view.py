@@ -100,15 +100,20 @@ class LedgerView(LedgerFile):
         query = "SELECT * FROM events WHERE id < ? ORDER BY id DESC LIMIT ?"
         return [*map(_event, self.rows(query, (2**62 if before is None else before, limit)))]
 
-    def series(self, name: str, finding: str = "") -> dict[str, list[tuple[int, float]]]:
+    def series(
+        self, name: str, finding: str = "", site: str | None = None
+    ) -> dict[str, list[tuple[int, float]]]:
         """Return site ('' is the federation) -> (round, value) of every round that has one.
 
-        A ledger of schema 1 has what the rounds' records tell.
+        Of one ``site``, or of all. A ledger of schema 1 has what the rounds' records tell.
         """
-        query = "SELECT site, round, value FROM measures WHERE name = ? AND finding = ? ORDER BY round"
-        rows = self.rows(query, (name, finding))
+        query = (
+            "SELECT site, round, value FROM measures WHERE name = ? AND finding = ?"
+            f"{'' if site is None else ' AND site = ?'} ORDER BY round"
+        )
+        rows = self.rows(query, (name, finding) if site is None else (name, finding, site))
         if not rows:
-            rows = self._from_records(name, finding)
+            rows = [row for row in self._from_records(name, finding) if site in (None, row[0])]
         found: dict[str, list[tuple[int, float]]] = {}
         for site, number, value in rows:
             if (points := found.get(site)) is None:

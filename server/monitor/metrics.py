@@ -129,7 +129,8 @@ class RunCollector:
 def _read_newest(view: LedgerView) -> Newest:
     with view.still():
         history = view.keep(History)
-        rounds = {"committed": len(history.rounds) - history.abandoned, "abandoned": history.abandoned}
+        abandoned = len(history.abandoned)
+        rounds = {"committed": len(history.rounds) - abandoned, "abandoned": abandoned}
     query = (
         "SELECT site, json_extract(metrics, '$.macro-auroc') FROM evaluations"
         " WHERE arm = 'federated' AND split = 'test'"

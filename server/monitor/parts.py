@@ -137,6 +137,7 @@ def run_facts(run: Run, here: Address, now: float, late: float, silent: float) -
             "matrix": matrix.matrix(view, here.finding),
             "plan": plan.plan_facts(view),
             "reliability": _reliability(view, findings, here),
+            "tested_auroc": _tested(view),
         }
     shown = {
         "findings": findings,
@@ -157,6 +158,12 @@ def _findings(view: LedgerView, rows: Sequence[SiteRow]) -> tuple[str, ...]:
     if config is not None:
         return config.data.findings
     return tuple(sorted({finding for row in rows for finding in row.findings}))
+
+
+def _tested(view: LedgerView) -> dict[str, float | None]:
+    """Return each site's macro AUROC of the federated model on its test studies."""
+    found = view.evaluations("test", "federated").get("federated", {})
+    return {site: metrics.get("macro-auroc") for site, metrics in found.items()}
 
 
 def _reliability(view: LedgerView, findings: Sequence[str], here: Address) -> Reliability | None:
@@ -230,12 +237,15 @@ def _newest(curve: Curve | None, most: int) -> list[int]:
 
 
 def _worst(facts: Facts) -> tuple[str, float, str] | None:
-    """Return the worst site, its macro AUROC and which studies that is of."""
+    """Return the worst site, its macro AUROC and which studies that is of: the same as the mean's."""
+    split = facts["summary"].split
     known = [(row.auroc, row.name) for row in facts["rows"] if row.auroc is not None]
+    if split == "test":
+        known = [(area, site) for site, area in facts["tested_auroc"].items() if area is not None]
     if not known:
         return None
     value, name = min(known)
-    return name, value, "validation"
+    return name, value, split
 
 
 def sections(made: Mapping[str, str]) -> list[tuple[str, str]]:

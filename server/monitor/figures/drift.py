@@ -25,7 +25,7 @@ def draw(aggregation: Aggregation) -> Figure | None:
         "colorbar": colourbar("L2 distance"),
         "xgap": 1 if len(rounds) <= 60 else 0,
         "ygap": 1,
-        "hovertemplate": "%{text}<br>round %{x}: <b>%{z:.3~g}</b><extra></extra>",
+        "hovertemplate": "%{y}<br>round %{x}: <b>%{z:.3~g}</b><extra></extra>",
     }
     layout = {
         "xaxis": round_axis(rounds, showgrid=False),

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from server.facts.aggregation import aggregation
 from server.facts.curves import curve as curve_of
 from server.facts.curves import findings_of
+from server.facts.history import History
 from server.facts.matrix import matrix as matrix_of
+from server.facts.means import finding_curves
 from server.facts.records import Aggregation
 from server.facts.reliability import reliability as reliability_of
 from server.facts.runs import Run
@@ -34,13 +36,16 @@ Drawn = Callable[[Run, Query], Figure | None]
 
 def _curve(run: Run, query: Query) -> Figure | None:
     view = run.view()
-    return curve.draw(curve_of(view, query.metric, query.finding), abandoned=())
+    with view.still():
+        abandoned = [*view.keep(History).abandoned]
+    return curve.draw(curve_of(view, query.metric, query.finding), abandoned)
 
 
 def _findings(run: Run, query: Query) -> Figure | None:
     view = run.view()
-    curves = {name: curve_of(view, query.metric, name) for name in findings_of(view, query.metric)}
-    return findings.draw(curves, query.site)
+    with view.still():
+        lines = finding_curves(view, query.metric, findings_of(view, query.metric), query.site)
+    return findings.draw(query.metric, lines, query.site)
 
 
 def _matrix(run: Run, query: Query) -> Figure | None:
@@ -63,7 +68,7 @@ def _of_aggregation(draw: Callable[[Aggregation], Figure | None]) -> Drawn:
 
 def _traffic(run: Run, query: Query) -> Figure | None:
     view = run.view()
-    return traffic.draw({way: dict(view.series(way).get("", [])) for way in ("up", "down")})
+    return traffic.draw({way: dict(view.series(way, site="").get("", [])) for way in ("up", "down")})
 
 
 def _participation(run: Run, query: Query) -> Figure | None:

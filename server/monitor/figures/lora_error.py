@@ -29,34 +29,26 @@ def draw(aggregation: Aggregation) -> Figure | None:
         "hovertemplate": "round %{x}: <b>%{y:.3~g}</b><extra></extra>",
     }
     last, now = errors[-1]
+    what = f"{'of the mean update' if now else 'exact'}, round {last}"
     scale = {"type": "log", "exponentformat": "power", "dtick": 1} if spans else {"rangemode": "tozero"}
     layout = {
-        "xaxis": round_axis(numbers, domain=[0.27, 1]),
+        "xaxis": round_axis(numbers),
         "yaxis": axis("relative error" + (" (log)" if spans else ""), **scale),
         "annotations": [
             {
-                "text": f"<b>{percent(now) if now else '0'}</b>",
-                "font": {"size": 38},
-                "x": 0.1,
-                "y": 0.62,
+                "text": f"<b>{percent(now) if now else '0'}</b><span style='font-size:13px'>  {what}</span>",
+                "font": {"size": 34},
+                "x": 0,
+                "y": 1,
                 "xref": "paper",
                 "yref": "paper",
-                "xanchor": "center",
-                "yanchor": "middle",
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "yshift": 8,
                 "showarrow": False,
-            },
-            {
-                "text": f"{'exact' if not now else 'of the mean update'},<br>round {last}",
-                "font": {"size": 13, "color": "var:soft"},
-                "x": 0.1,
-                "y": 0.36,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "center",
-                "yanchor": "middle",
-                "showarrow": False,
-            },
+            }
         ],
-        "height": 260,
+        "margin": {"l": 12, "r": 12, "t": 70, "b": 12},
+        "height": 300,
     }
     return figure([line], layout, lora_told(errors), LORA_CAPTION, "lora-error")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from server.facts.records import Matrix
-from server.figure_words import MATRIX_CAPTION, best_models, finding_words, interval_words, matrix_told
+from server.figure_words import MATRIX_CAPTION, best_models, interval_words, matrix_told
+from server.monitor.figures.cells import cell_numbers
 from server.monitor.figures.style import Figure, colourbar, figure, grid_of, known, names_axis
 from server.monitor.figures.text import plain
 from server.report_words import number
@@ -38,9 +39,6 @@ def draw(matrix: Matrix) -> Figure | None:
         "xgap": 2 if few else 1,
         "ygap": 2 if few else 1,
     }
-    if few:
-        heat["texttemplate"] = "%{z:.3f}"
-        heat["textfont"] = {"size": 13 if columns <= 8 else 11}
     layout = {
         "xaxis": names_axis(
             [*matrix.sites], side="top", range=[-0.5, columns - 0.5], tickangle=0 if columns <= 6 else -45
@@ -50,7 +48,13 @@ def draw(matrix: Matrix) -> Figure | None:
         "height": 110 + max(ROW if few else 16, 14) * max(rows, 4) + (70 if columns > 6 else 0),
     }
     caption = MATRIX_CAPTION if few else f"{MATRIX_CAPTION} Point at a cell for its number."
-    traces = [heat, _missing(matrix), _best(matrix, few)]
+    traces = [heat, _missing(matrix)]
+    if few:
+        strength = [
+            [0.0 if value is None else (value - low) / (high - low) for value in row] for row in matrix.values
+        ]
+        traces.append(cell_numbers(matrix.values, strength, 3, 13 if columns <= 8 else 11))
+    traces.append(_best(matrix, few))
     about = f"matrix {matrix.finding} {columns}"
     return figure([t for t in traces if t], layout, matrix_told(matrix), caption, about)
 
@@ -107,8 +111,8 @@ def _missing(matrix: Matrix) -> dict[str, Any] | None:
         "mode": "text",
         "x": [j for _, j in cells],
         "y": [i for i, _ in cells],
-        "text": "–",
-        "textfont": {"color": "var:soft"},
+        "text": "n/a",
+        "textfont": {"color": "var:soft", "size": 11 if len(matrix.sites) <= NUMBERED else 7},
         "hoverinfo": "skip",
     }
 
@@ -131,8 +135,3 @@ def _best(matrix: Matrix, few: bool) -> dict[str, Any]:
             "line": {"color": "var:ink", "width": 1.2},
         },
     }
-
-
-def about(matrix: Matrix) -> str:
-    """Return what a heading may say of this matrix."""
-    return f"AUROC, {finding_words(matrix.finding)}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from server.facts.records import Aggregation
 from server.figure_words import PAIRS_CAPTION, pairs_told
+from server.monitor.figures.cells import cell_numbers
 from server.monitor.figures.style import Figure, colourbar, figure, known, names_axis, rounded
 from server.monitor.figures.text import plain
 
@@ -43,14 +46,16 @@ def draw(aggregation: Aggregation) -> Figure | None:
         "hovertext": [[f"{a}<br>{b}" for b in names] for a in names],
         "hovertemplate": "%{hovertext}<br>cosine <b>%{z:.3f}</b><extra></extra>",
     }
+    traces: list[dict[str, Any]] = [heat]
     if few:
-        heat["texttemplate"] = "%{z:.2f}"
+        strength = [[abs(value or 0.0) / reach for value in row] for row in table]
+        traces.append(cell_numbers(table, strength, 2, 12))
     layout = {
         "xaxis": names_axis(sites, range=[-0.5, n - 0.5], tickangle=0 if n <= 6 else -45),
         "yaxis": names_axis(sites, range=[n - 0.5, -0.5]),
         "height": 130 + n * (44 if few else 13) + (50 if n > 6 else 0),
     }
-    return figure([heat], layout, pairs_told(aggregation), PAIRS_CAPTION, f"pairs {n}")
+    return figure(traces, layout, pairs_told(aggregation), PAIRS_CAPTION, f"pairs {n}")
 
 
 def reach_of(values: list[float]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from server.facts.records import Bin, Reliability
 from server.figure_words import RELIABILITY_CAPTION, arm_words, reliability_told, shown_arms
-from server.monitor.figures.style import Figure, axis, figure, legend, rounded
+from server.monitor.figures.style import Figure, axis, figure, rounded
 from server.monitor.figures.text import plain
 from server.report_words import number
 
@@ -23,7 +23,12 @@ def draw(reliability: Reliability) -> Figure | None:
         return None
     top = _top([part for arm in arms for part in reliability.arms[arm]])
     traces: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {"showlegend": True, "legend": legend(), "height": 440, "shapes": []}
+    layout: dict[str, Any] = {
+        "height": 430,
+        "margin": {"l": 12, "r": 12, "t": 56, "b": 12},
+        "shapes": [],
+        "annotations": [],
+    }
     width = 1.0 / len(arms)
     for i, arm in enumerate(arms):
         mark = "" if i == 0 else str(i + 1)
@@ -44,6 +49,7 @@ def draw(reliability: Reliability) -> Figure | None:
             constrain="domain",
         )
         layout["shapes"].append(_diagonal(mark, top))
+        layout["annotations"].append(_title(reliability, arm, mark))
         look = LOOKS.get(arm) or OTHERS[i]
         traces.append(_points(reliability, arm, look, mark))
     about = f"reliability {reliability.finding} {reliability.site}"
@@ -67,15 +73,12 @@ def _points(reliability: Reliability, arm: str, look: tuple[str, str], mark: str
     bins = reliability.arms[arm]
     most = max(part.studies for part in bins)
     colour, symbol = look
-    error = reliability.ece.get(arm)
-    words = arm_words(arm)
-    name = plain(words if words == arm else f"{words} ({arm} model)")
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "xaxis": f"x{mark}",
         "yaxis": f"y{mark}",
-        "name": f"{name}: ECE {'n/a' if error is None else number(error)}",
+        "name": plain(arm_words(arm)),
         "x": rounded(part.mean for part in bins),
         "y": rounded(part.share for part in bins),
         "error_y": {
@@ -96,8 +99,27 @@ def _points(reliability: Reliability, arm: str, look: tuple[str, str], mark: str
             "line": {"color": "var:page", "width": 1},
         },
         "customdata": [[part.studies, part.positives, *rounded(part.interval)] for part in bins],
-        "hovertemplate": "predicted %{x:.3f}<br>observed %{y:.3f} (%{customdata[2]:.3f} to %{customdata[3]:.3f})"
+        "hovertemplate": "predicted %{x:.3f}<br>observed %{y:.3f}"
+        " (%{customdata[2]:.3f} to %{customdata[3]:.3f})"
         "<br>%{customdata[1]} of %{customdata[0]} studies<extra></extra>",
+    }
+
+
+def _title(reliability: Reliability, arm: str, mark: str) -> dict[str, Any]:
+    """Say above its panel which model it is, and its ECE."""
+    error, words = reliability.ece.get(arm), arm_words(arm)
+    name = plain(words if words == arm else f"{words} ({arm} model)")
+    return {
+        "text": f"<b>{name}</b><br>ECE {'n/a' if error is None else number(error)}",
+        "x": 0,
+        "y": 1,
+        "xref": f"x{mark} domain",
+        "yref": f"y{mark} domain",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "align": "left",
+        "yshift": 6,
+        "showarrow": False,
     }
 
 

@@ -17,7 +17,7 @@ Figure = dict[str, Any]
 """``data`` and ``layout`` for Plotly, ``alt`` for who cannot see it, ``caption``: how to read it."""
 
 COLOURS = ("page", "panel", "ink", "soft", "line", "grid", "worse", "better", "unclear")
-"""CSS variables a figure may name, beside ``font``, ``arm-0`` to ``arm-4`` and ``series-0`` to ``series-7``."""
+"""CSS variables a figure may name, beside ``font``, ``arm-0`` to ``arm-4``, ``series-0`` to ``series-7``."""
 
 CLEAR = "rgba(0,0,0,0)"
 SERIES = tuple(f"var:series-{i}" for i in range(8))
@@ -94,7 +94,7 @@ def legend(**more: Any) -> dict[str, Any]:
         "yanchor": "bottom",
         "bgcolor": CLEAR,
         "font": {"size": SMALL},
-        "itemsizing": "constant",
+        "itemwidth": 36,
     }
     return {**settings, **more}
 

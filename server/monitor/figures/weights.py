@@ -10,6 +10,9 @@ from server.monitor.figures.style import Figure, axis, figure, names_axis, round
 from server.monitor.figures.text import plain
 from server.report_words import number
 
+FEW = 16
+"""Up to so many sites the rows are high enough for their shares."""
+
 
 def draw(aggregation: Aggregation) -> Figure | None:
     """Draw weights and cosines, the heaviest site first; None where no site was in the mean."""
@@ -19,16 +22,16 @@ def draw(aggregation: Aggregation) -> Figure | None:
     cosines = [aggregation.cosines.get(site) for site in sites]
     with_cosines = any(cosine is not None for cosine in cosines)
     traces = [_bars(aggregation, sites)]
-    few = len(sites) <= 16
+    few = len(sites) <= FEW
     top = 100 * max(aggregation.weights.values())
     layout: dict[str, Any] = {
         "xaxis": axis(
             "weight in the mean, %",
             domain=[0, 0.54 if with_cosines else 1],
             rangemode="tozero",
-            range=[0, top * (1.18 if few else 1.04)],
+            range=[0, top * 1.04],
         ),
-        "yaxis": names_axis(sites, range=[len(sites) - 0.5, -0.5]),
+        "yaxis": names_axis(sites, range=[len(sites) - 0.5, -0.5], **_with_shares(aggregation, sites)),
         "shapes": [_equal_share(len(sites))],
         "height": 90 + max(len(sites), 3) * (34 if few else 17),
         "bargap": 0.35,
@@ -59,13 +62,15 @@ def _bars(aggregation: Aggregation, sites: list[str]) -> dict[str, Any]:
         "hovertext": [_hover(aggregation, site) for site in sites],
         "hoverinfo": "text",
     }
-    if len(sites) <= 16:
-        trace |= {
-            "text": [f"{value:.1f} %" for value in shares],
-            "textposition": "outside",
-            "cliponaxis": False,
-        }
     return trace
+
+
+def _with_shares(aggregation: Aggregation, sites: list[str]) -> dict[str, Any]:
+    """Put each share beside the site's name, where no bar and no line crosses it."""
+    if len(sites) > FEW:
+        return {}
+    labels = [f"{plain(site, 22)}  <b>{100 * aggregation.weights[site]:.1f} %</b>" for site in sites]
+    return {"ticktext": labels}
 
 
 def _hover(aggregation: Aggregation, site: str) -> str:
@@ -105,15 +110,19 @@ def _dots(aggregation: Aggregation, sites: list[str], cosines: list[float | None
             "x": values,
             "y": [i for i, _ in places],
             "marker": {
-                "size": 11 if len(sites) <= 16 else 8,
+                "size": 11 if len(sites) <= FEW else 8,
                 "symbol": ["diamond-open" if turned else "circle" for turned in against],
-                "color": ["var:worse" if turned else "var:series-0" for turned in against],
-                "line": {"width": 2},
+                "color": [_dot_colour(turned) for turned in against],
+                "line": {"width": 2, "color": [_dot_colour(turned) for turned in against]},
             },
             "hovertext": [_hover(aggregation, sites[i]) for i, _ in places],
             "hoverinfo": "text",
         },
     ]
+
+
+def _dot_colour(turned: bool) -> str:
+    return "var:worse" if turned else "var:series-0"
 
 
 def _equal_share(count: int) -> dict[str, Any]:

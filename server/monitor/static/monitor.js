@@ -110,12 +110,9 @@
   }
 
   // ---- figures -------------------------------------------------------------------------------
-  const style = () => getComputedStyle(root);
   function coloured(value, tokens) { // "var:ink" -> the theme's colour, "scale:seq" -> its colour scale
     if (Array.isArray(value)) return value.map((each) => coloured(each, tokens));
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, coloured(each, tokens)]));
-    }
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, coloured(each, tokens)]));
     if (typeof value !== "string") return value;
     if (value.startsWith("var:")) return tokens.getPropertyValue(`--${value.slice(4)}`).trim() || value;
     if (value.startsWith("scale:")) {
@@ -133,7 +130,7 @@
     say(figure.querySelector("[data-alt]"), wanted.alt || "");
     say(figure.querySelector("[data-caption]"), wanted.caption || "");
     if (!window.Plotly || !seen.has(id)) return;
-    const tokens = style();
+    const tokens = getComputedStyle(root);
     const zoom = parseFloat(tokens.fontSize) / 16;
     const layout = coloured(wanted.layout, tokens);
     layout.autosize = true;
@@ -143,7 +140,7 @@
     plot.querySelector(".pending")?.remove();
     drawn.set(id, wanted);
     window.Plotly.react(plot, coloured(wanted.data, tokens), layout, {
-      responsive: true, displaylogo: false, showTips: false, modeBarButtons: [["toImage", "resetScale2d"]],
+      displaylogo: false, showTips: false, modeBarButtons: [["toImage", "resetScale2d"]],
     });
   }
   function enlarge(part, zoom) { // a projector enlarges type: figures go with it
@@ -163,6 +160,9 @@
       draw(target.dataset.figure);
     }
   }, { rootMargin: "700px" });
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (target._fullLayout && target.clientWidth && Math.abs(target._fullLayout.width - target.clientWidth) > 1) window.Plotly.Plots.resize(target);
+  });
   const observed = new WeakSet();
   function watchFigures() {
     for (const figure of all("figure[data-figure]")) {
@@ -170,6 +170,7 @@
       observed.add(figure);
       drawn.delete(figure.dataset.figure);
       near.observe(figure);
+      sizes.observe(figure.querySelector(".plot"));
     }
   }
 
@@ -178,10 +179,7 @@
   let again = false;
   async function refresh() {
     if (!update) return;
-    if (asking) {
-      again = true;
-      return;
-    }
+    if (asking) return void (again = true);
     asking = true;
     const query = location.search;
     try {
@@ -193,7 +191,8 @@
         for (const [id, figure] of Object.entries(news.figures)) figures.set(id, figure);
         show(news.parts);
         for (const { dataset } of all("figure[data-figure]")) if (!figures.has(dataset.figure)) figures.set(dataset.figure, null);
-        for (const id of figures.keys()) draw(id);
+        const filled = (id) => (figures.get(id) ? 1 : 0); // what is hidden first: the others get its room
+        for (const id of Array.from(figures.keys()).sort((a, b) => filled(a) - filled(b))) draw(id);
         document.title = news.title || document.title;
         body.dataset.revision = news.revision;
       }

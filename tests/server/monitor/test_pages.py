@@ -115,7 +115,7 @@ def test_an_unknown_run_is_told_in_words(client: httpx.Client) -> None:
 
 def test_two_runs_are_compared_whatever_is_switched(client: httpx.Client) -> None:
     html = client.get("/compare?first=pilot&second=pilot&metric=loss").text
-    assert "Same settings" in html
+    assert "Same settings; no site is measured in both yet." in html and "ComparedSite" not in html
     link = re.search(r'href="([^"]*)" data-set="theme"', html)
     assert link is not None
     switched = client.get("/compare" + link[1].replace("&amp;", "&")).text
@@ -231,7 +231,7 @@ def test_a_site_that_falls_silent_turns_colour_by_itself(
 def test_what_a_reader_does_survives_an_update(opened: Any, address: str, page_live: Any) -> None:
     page = opened(f"{address}/runs/pilot")
     draw_all(page)
-    details = page.locator('[data-figure="curve"] details')
+    details = page.locator('[data-figure="curve"] details').first
     details.locator("summary").click()
     choice = page.locator("#matrix-finding, #finding").first
     choice.focus()
@@ -295,6 +295,16 @@ def test_figures_are_drawn_in_the_themes_colours(opened: Any, address: str) -> N
     )
 
 
+def test_figures_fill_their_frames_whatever_is_hidden_beside_them(opened: Any, address: str) -> None:
+    page = opened(f"{address}/runs/pilot")
+    draw_all(page)
+    page.set_viewport_size({"width": 1000, "height": 700})
+    for plot in page.locator("figure:not([hidden]) .plot").all():
+        expect(plot.locator(".main-svg").first).to_have_js_property(
+            "clientWidth", plot.evaluate("n => n.clientWidth")
+        )
+
+
 def test_the_theme_is_remembered_and_stands_in_the_address(opened: Any, address: str) -> None:
     page = opened(f"{address}/", color_scheme="light")
     page.locator("[data-set=theme]").click()
@@ -316,7 +326,7 @@ def test_choosing_changes_the_figure_and_the_address_without_a_reload(opened: An
     page.locator(".tabs a", has_text="PR-AUC").click()
     page.locator("#finding").select_option("edema")
     page.wait_for_url("**finding=edema*")
-    expect(page.locator('[data-figure="curve"] caption')).to_contain_text("PR-AUC of edema")
+    expect(page.locator('[data-figure="curve"] caption').first).to_contain_text("PR-AUC of edema")
     page.locator(".sites thead a", has_text="AUROC").click()
     expect(page.locator(".sites [aria-sort]")).to_contain_text("AUROC")
     assert page.evaluate("window.mine") == 1
@@ -332,7 +342,7 @@ def test_everything_can_be_read_without_a_script(opened: Any, address: str) -> N
     page.locator("#matrix-finding, #round").first.select_option(index=1)
     page.locator("#round + button").click()
     expect(page.locator("#aggregation")).to_contain_text("How the updates of round")
-    expect(page.locator('[data-figure="curve"] details')).to_be_visible()
+    expect(page.locator('[data-figure="curve"] details').first).to_be_visible()
 
 
 def test_the_keyboard_reaches_the_content_first(opened: Any, address: str) -> None:
