@@ -89,7 +89,14 @@ _FILTERS: dict[str, Callable[..., Any]] = {
 def _view(report: Report) -> dict[str, Any]:
     """Gather what the templates show beside the report itself."""
     from server import report_figures as figures
+    from server import report_heatmaps as heatmaps
+    from server import report_spread as spread
+    from server.report_facts import aggregation_of, matrix_of, reliabilities_of
+    from server.report_reliability import reliability_plot
 
+    aggregation = aggregation_of(report)
+    rows = words.by_gain(report)
+    many = len(rows) > spread.MANY
     subject = "federated" if "federated" in report.arms else next(iter(report.arms), "")
     worse = sorted(report.worse_sites, key=lambda entry: entry.finding != words.MACRO)
     return {
@@ -104,17 +111,22 @@ def _view(report: Report) -> dict[str, Any]:
         "events": words.incidents(report),
         "committed": sum(part.status == "committed" for part in report.rounds),
         "cohort": list(dict.fromkeys(site for part in report.rounds for site in part.cohort)),
-        "rows": words.by_gain(report),
+        "rows": rows,
+        "many": many,
         "pair": [name for name in ("local", "federated") if name in report.arms] or list(report.arms)[:2],
-        "details": {site: _details(report, site) for site in words.by_gain(report)},
+        "details": {site: _details(report, site) for site in rows},
         "costs": costs(report),
         "subject": subject,
         "thumbnails": _thumbnails(report, report.arms.get(subject)),
         "figures": {
             "forest": figures.forest_plot(report),
-            "findings": figures.finding_plot(report),
-            "curves": figures.training_curves(report),
+            "findings": spread.findings_plot(report) if many else figures.finding_plot(report),
+            "curves": spread.curves_plot(report) if many else figures.training_curves(report),
             "lora": figures.lora_error_curve(report),
+            "matrix": heatmaps.matrix_plot(matrix_of(report)),
+            "reliability": reliability_plot(reliabilities_of(report)),
+            "aggregation": heatmaps.aggregation_plot(aggregation),
+            "drift": heatmaps.drift_plot(aggregation),
         },
     }
 

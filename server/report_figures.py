@@ -49,7 +49,7 @@ def forest_plot(report: Report) -> Figure | None:
         places = [*range(len(rows)), y]
         axes.axhline(len(rows) - 0.45, color=GRID, linewidth=0.8)
         axes.fill([left, mean, right, mean], [y, y - 0.25, y, y + 0.25], color=INK, linewidth=0)
-        axes.set_yticks(places, [*(_short(site, 32) for site, _ in rows), "mean of sites"])
+        axes.set_yticks(places, [*(short(site, 32) for site, _ in rows), "mean of sites"])
         for y_text, gap in zip(places, [*dict(rows).values(), against.site_mean], strict=True):
             text = f"{signed(gap.difference)}   ({between(gap.interval, signed)})"
             axes.text(1.02, y_text, text, transform=axes.get_yaxis_transform(), va="center")
@@ -100,10 +100,10 @@ def finding_plot(report: Report) -> Figure | None:
         for axes in grid.flat[len(sites) :]:
             axes.set_visible(False)
         for axes, site in zip(grid.flat, sites, strict=False):
-            axes.set_title(_short(site, 20))
+            axes.set_title(short(site, 20))
             axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))
             drawn = [
-                _dots(axes, arm, site, findings, _arm_style(name, report), shifts[i])
+                _dots(axes, arm, site, findings, arm_style(name, report), shifts[i])
                 for i, (name, arm) in enumerate(report.arms.items())
             ]
             _thumbnails(axes, report, site, findings, shifts[-1])
@@ -113,11 +113,11 @@ def finding_plot(report: Report) -> Figure | None:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
         first = grid[0, 0]
-        first.set_yticks(range(len(findings)), [_short(name.replace("_", " "), 28) for name in findings])
+        first.set_yticks(range(len(findings)), [short(name.replace("_", " "), 28) for name in findings])
         first.set_ylim(len(findings) - 0.4, -0.6)
         first.set_xlim(min(0.45, first.get_xlim()[0]), 1.01)
         figure.supxlabel("AUROC", fontsize=9)
-        keys = _arm_keys(report)
+        keys = arm_keys(report)
         beside = _columns([key.get_label() for key in keys])
         figure.legend(handles=keys, loc="outside upper left", ncols=beside)
         svg = markup(figure, "findings")
@@ -156,14 +156,19 @@ def _thumbnails(axes: Any, report: Report, site: str, findings: Sequence[str], s
             axes.plot(result.auroc, y + shift, marker="x", color=SOFT, markersize=5, markeredgewidth=1.2)
 
 
-def _arm_style(name: str, report: Report) -> tuple[str, str]:
+def arm_style(name: str, report: Report) -> tuple[str, str]:
     """Colour and marker of an arm: the same in every report for the arms every report knows."""
     others = [arm for arm in report.arms if arm not in ARM_ORDER]
     i = ARM_ORDER.index(name) if name in ARM_ORDER else len(ARM_ORDER) + others.index(name)
     return ARMS[i % len(ARMS)], ARM_MARKERS[i % len(ARM_MARKERS)]
 
 
-def _short(name: str, most: int) -> str:
+def short(name: str, most: int) -> str:
+    """Cut a name that is longer than ``most`` characters.
+
+    >>> short("a very long name", 7)
+    'a very…'
+    """
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
@@ -172,14 +177,15 @@ def _columns(labels: Sequence[str]) -> int:
     return max(1, min(len(labels), 120 // (8 + max(map(len, labels), default=0))))
 
 
-def _arm_keys(report: Report) -> list[Any]:
+def arm_keys(report: Report, thumbnail: bool = True) -> list[Any]:
+    """Return the legend's entries: the arms, and the thumbnail where it was run and is shown."""
     from matplotlib.lines import Line2D
 
     keys = []
     for name in report.arms:
-        hue, marker = _arm_style(name, report)
+        hue, marker = arm_style(name, report)
         keys.append(Line2D([], [], color=hue, marker=marker, markersize=5, label=name))
-    if report.thumbnail_baseline:
+    if report.thumbnail_baseline and thumbnail:
         keys.append(Line2D([], [], color=SOFT, marker="x", linewidth=0, markersize=5, label="thumbnail"))
     return keys
 
@@ -214,19 +220,24 @@ def _curves(
     from matplotlib.ticker import MaxNLocator
 
     numbers = [part.round for part in rounds]
-    for part in rounds:
-        if part.status == "abandoned":
-            axes.axvspan(part.round - 0.5, part.round + 0.5, color=GRID, alpha=0.6, linewidth=0)
+    shade_abandoned(axes, rounds)
     for i, site in enumerate(sites):
         found = [value(part, site) for part in rounds]
         axes.plot(
             numbers, [float("nan") if number is None else number for number in found],
             color=SERIES[i % len(SERIES)], marker=SITE_MARKERS[i % len(SITE_MARKERS)],
             linestyle="-" if i < len(SERIES) else "--", linewidth=1.5, markersize=4,
-            markevery=-(-len(rounds) // 20), label=_short(site, 24),
+            markevery=-(-len(rounds) // 20), label=short(site, 24),
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
+
+
+def shade_abandoned(axes: Any, rounds: Sequence[RoundPart]) -> None:
+    """Shade the rounds that ended without a mean."""
+    for part in rounds:
+        if part.status == "abandoned":
+            axes.axvspan(part.round - 0.5, part.round + 0.5, color=GRID, alpha=0.6, linewidth=0)
 
 
 def lora_error_curve(report: Report) -> Figure | None:
@@ -239,7 +250,8 @@ def lora_error_curve(report: Report) -> Figure | None:
     numbers, errors = [number for number, _ in known], [error for _, error in known]
     with canvas(WIDTH, 2.3) as figure:
         axes = figure.add_subplot()
-        axes.plot(numbers, errors, color=SERIES[0], marker="o", markersize=4, linewidth=1.5)
+        every = -(-len(numbers) // 40)
+        axes.plot(numbers, errors, color=SERIES[0], marker="o", markersize=4, markevery=every, linewidth=1.5)
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, SOFT, GRID, WORSE, BETTER, PAGE = (f"#01010{i}" for i in range(1, 7))
+INK, SOFT, GRID, WORSE, BETTER, PAGE, MIDDLE = (f"#01010{i}" for i in range(1, 8))
 ARMS = ("#010201", "#010202", "#010203", "#010204", "#010205")
 SERIES = tuple(f"#0103{i:02x}" for i in range(8))
 """Stand-ins; the page's style sheet holds the Okabe-Ito palette they stand for."""
@@ -33,6 +33,7 @@ _CSS = {
     WORSE: "var(--worse)",
     BETTER: "var(--better)",
     PAGE: "var(--page)",
+    MIDDLE: "var(--on-middle)",
     **{hue: f"var(--arm-{i})" for i, hue in enumerate(ARMS)},
     **{hue: f"var(--series-{i})" for i, hue in enumerate(SERIES)},
     **{hue: f"var(--seq-{i})" for i, hue in enumerate(SEQUENTIAL)},

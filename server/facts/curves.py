@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -45,7 +46,12 @@ def curve(view: LedgerView, metric: str, finding: str = "") -> Curve:
     """
     with view.still():
         series = view.series(metric, finding)
-    series.pop("", None)
+    return over_sites(series, metric, finding)
+
+
+def over_sites(series: Mapping[str, Sequence[tuple[int, float]]], metric: str, finding: str = "") -> Curve:
+    """Put the sites' (round, value) together; what is told of '', the federation, is left out."""
+    series = {site: points for site, points in series.items() if site}
     better: Literal["higher", "lower"] = "higher" if metric in _HIGHER else "lower"
     rounds = sorted({number for points in series.values() for number, _ in points})
     if not rounds:

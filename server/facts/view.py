@@ -79,6 +79,12 @@ class LedgerView(LedgerFile):
         rows = self.rows("SELECT coalesce(max(round), 0) FROM rounds")
         return int(rows[0][0]) if rows else 0
 
+    def results(self) -> tuple[object, ...]:
+        """Return what changes with every round and evaluation, and with nothing else."""
+        with self.still():
+            (marks,) = self.rows("SELECT count(*), max(rowid) FROM evaluations") or [(0, 0)]
+            return self.get("generation"), self.last_round(), *marks
+
     def config(self) -> RunConfig | None:
         """Return the run's settings; None where they are not known yet, or this version has others."""
         flat = self.get("config")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
@@ -87,13 +88,8 @@ def run_update(request: Request, run: str) -> Response:
 
     def make() -> Answer:
         head = _run_parts(monitor, answers, found, here)
-        subject = _query(Address(**json.loads(head)["looked_at"]))
-        figures = answers.get(
-            ("figures", found.key, found.view().revision(), subject),
-            lambda: as_json(_figures(found, subject)),
-        )
-        assert isinstance(figures, bytes)  # noqa: S101  (for the type checker)
-        return Answer.of(head[:-1] + b',"figures":' + figures + b"}")
+        figures = _figures(answers, found, _query(Address(**json.loads(head)["looked_at"])))
+        return Answer.of(head[:-1] + b',"figures":{' + figures + b"}}")
 
     return send(request, _answer(answers, key, make))
 
@@ -143,10 +139,24 @@ def _query(here: Address) -> Query:
     return Query(metric=here.metric, finding=here.finding, site=here.site, round=here.round)
 
 
-def _figures(run: Run, query: Query) -> dict[str, Any]:
+def _figures(answers: Answers, run: Run, query: Query) -> bytes:
+    """Return the members of a JSON object; a figure is drawn again only if what it shows has changed."""
+    from server.monitor.figures import FIGURES, LIVELY
+
+    results, revision = run.view().results(), run.view().revision()
+    drawn = []
+    for name in FIGURES:
+        mark = revision if name in LIVELY else results
+        figure = answers.get(("figure", run.key, name, mark, query), partial(_drawn, run, name, query))
+        assert isinstance(figure, bytes)  # noqa: S101  (for the type checker)
+        drawn.append(as_json(name) + b":" + figure)
+    return b",".join(drawn)
+
+
+def _drawn(run: Run, name: str, query: Query) -> bytes:
     from server.monitor.figures import FIGURES
 
-    return {name: draw(run, query) for name, draw in FIGURES.items()}
+    return as_json(FIGURES[name](run, query))
 
 
 @router.get("/compare")

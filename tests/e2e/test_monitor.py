@@ -168,9 +168,12 @@ def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Calla
     reliability = page.locator('figure[data-figure="reliability"]').inner_text().lower()
     assert "before calibration" in reliability
     assert "after calibration" in reliability
-    matrix = page.locator('figure[data-figure="matrix"]').inner_text()
-    assert "local of north" in matrix
-    assert "local of south" not in matrix, "its policy keeps its own model"
+    matrix = page.request.get(f"http://127.0.0.1:{d.page}/api/v1/runs/watched/matrix").json()
+    cells = dict(zip(matrix["models"], matrix["values"], strict=True))
+    measured = {model: sum(value is not None for value in row) for model, row in cells.items()}
+    assert measured["federated"] == 3, "west is gone"
+    assert measured["local of north"] == 3
+    assert measured["local of south"] == 1, "its policy keeps its own model to itself"
     assert not loads
     assert not wrong, wrong
     for size, (width, height) in SIZES.items():

@@ -89,6 +89,9 @@ FIGURES: dict[str, Drawn] = {
 }
 """Figure -> how it is drawn for a run; None where there is nothing to draw yet."""
 
+LIVELY = frozenset({"participation"})
+"""Figures that change with an event; the others only with a round or an evaluation."""
+
 
 def compare_figure(first: Run, second: Run, query: Query) -> Figure | None:
     """Draw one figure of merit of two runs."""

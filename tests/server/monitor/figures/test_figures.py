@@ -1,0 +1,368 @@
+"""Every figure of the page: valid for Plotly, true to the ledger, small, and quick."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sqlite3
+import statistics
+import time
+from html import unescape
+
+import pytest
+
+from server.facts.records import Aggregation, Bin, Curve, Matrix, Reliability, SiteRow
+from server.ledger import Ledger
+from server.measures import Measure
+from server.monitor.figures import (
+    FIGURES,
+    Query,
+    compare_figure,
+    curve,
+    drift,
+    findings,
+    lora_error,
+    matrix,
+    pairs,
+    participation,
+    reliability,
+    traffic,
+    weights,
+)
+
+MARKUP = "<b>x</b><img src=x>"
+BY_NAME = {"weights": weights.draw, "pairs": pairs.draw, "lora-error": lora_error.draw, "drift": drift.draw}
+
+
+def asked(run, query, values=()):
+    """Ask the ledger itself, past everything that is tested here."""
+    with sqlite3.connect(f"file:{run.folder / 'ledger.sqlite'}?mode=ro", uri=True) as db:
+        return db.execute(query, values).fetchall()
+
+
+def texts(value):
+    """Every text in a figure."""
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from texts(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+def places(trace):
+    """The x of every point, also where Plotly counts them itself."""
+    return trace["x"] if "x" in trace else [trace["x0"] + trace["dx"] * i for i in range(len(trace["y"]))]
+
+
+def row(name, parts):
+    nothing = dict.fromkeys(
+        ("heard", "train_studies", "validation_studies", "test_studies", "patients", "update_norm", "cosine",
+         "weight", "seconds", "auroc", "gain", "personalised_gain")
+    )  # fmt: skip
+    return SiteRow(
+        name=name, contact="unknown", doing="", findings=(), participation=tuple(parts), up=0, down=0,
+        set_aside=0, rejections=(), **nothing,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sites", [1, 6, 9, 50])
+@pytest.mark.parametrize("name", FIGURES)
+def test_plotly_takes_every_figure_whatever_the_number_of_sites(made, validated, name, sites):
+    run = made(sites=sites, rounds={1: 2, 50: 70}.get(sites, 12))
+    figure = FIGURES[name](run, Query())
+    if sites == 1 and name == "pairs":
+        assert figure is None
+        return
+    validated(figure)
+    assert json.loads(json.dumps(figure, allow_nan=False)) == figure, "only what JSON knows"
+    assert len(figure["alt"]) > 40
+    assert re.search(r"\d", figure["alt"]), "a description tells numbers"
+    assert figure["caption"].endswith(".")
+    assert "autosize" not in figure["layout"]
+    assert figure["layout"]["height"] >= 180
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_run_that_has_only_begun_has_no_figure(begun, name):
+    assert FIGURES[name](begun, Query()) is None
+
+
+def test_what_the_query_chooses_is_what_is_drawn(made, validated):
+    run = made()
+    site, finding = "north", "edema"
+    chosen = Query(metric="ece", finding=finding, site=site, round=5)
+    for draw in FIGURES.values():
+        validated(draw(run, chosen))
+    drawn = {trace["name"]: trace for trace in FIGURES["curve"](run, chosen)["data"]}
+    rows = asked(
+        run,
+        "SELECT round, value FROM measures WHERE name = 'ece' AND finding = ? AND site = ? ORDER BY round",
+        (finding, site),
+    )
+    told = dict(zip(places(drawn[site]), drawn[site]["y"], strict=True))
+    assert {number: value for number, value in told.items() if value is not None} == {
+        number: pytest.approx(value, rel=1e-3) for number, value in rows
+    }
+    lines = FIGURES["findings"](run, chosen)["data"]
+    [line] = [trace for trace in lines if trace["name"] == finding]
+    assert [value for value in line["y"] if value is not None] == pytest.approx(
+        [value for _, value in rows], rel=1e-3
+    )
+    assert FIGURES["weights"](run, chosen)["alt"].startswith("Round 5: ")
+    assert f"at {site}" in FIGURES["reliability"](run, chosen)["alt"]
+
+
+def test_mean_and_worst_are_those_of_the_ledger(made):
+    run = made()
+    drawn = {trace["name"]: trace for trace in FIGURES["curve"](run, Query())["data"]}
+    found = {}
+    query = "SELECT round, site, value FROM measures WHERE name = 'auroc' AND finding = '' AND site != ''"
+    for number, site, value in asked(run, query):
+        found.setdefault(number, {})[site] = value
+    mean, worst = drawn["mean of sites"], drawn["worst site"]
+    assert places(mean) == sorted(found)
+    for number, value, low, name in zip(
+        sorted(found), mean["y"], worst["y"], worst["customdata"], strict=True
+    ):
+        assert value == pytest.approx(statistics.fmean(found[number].values()), rel=1e-3)
+        assert low == pytest.approx(min(found[number].values()), rel=1e-3)
+        assert found[number][name] == min(found[number].values())
+
+
+def test_means_of_findings_follow_a_run_that_goes_on_and_goes_back(tmp_path):
+    from server.facts.runs import Run
+
+    def numbers(r, shift):
+        return [
+            Measure("auroc", "edema", site, r, 0.5 + 0.01 * r + add + shift)
+            for site, add in (("a", 0.0), ("b", 0.1))
+        ]
+
+    def record(r):
+        return {
+            "round": r, "status": "committed", "cohort": ["a", "b"], "returned": ["a", "b"], "missing": [],
+            "rejected": {}, "up": 1, "down": 1, "examples": {"a": 1, "b": 1},
+        }  # fmt: skip
+
+    def drawn():
+        [line] = FIGURES["findings"](run, Query())["data"]
+        return dict(zip(line["x"], line["y"], strict=True))
+
+    with_run = tmp_path / "run"
+    with_run.mkdir()
+    ledger = Ledger(with_run / "ledger.sqlite")
+    run = Run("run", with_run)
+    for number in (1, 2, 3):
+        ledger.put_round(record(number), numbers(number, 0.0), {})
+    assert drawn() == {r: pytest.approx(0.55 + 0.01 * r) for r in (1, 2, 3)}
+    ledger.put_round(record(4), [*numbers(4, 0.0), Measure("auroc", "edema", "late", 3, 0.9)], {})
+    after = drawn()
+    assert after[4] == pytest.approx(0.59)
+    assert after[3] == pytest.approx((0.53 + 0.63 + 0.9) / 3, rel=1e-3), "what came a round later counts"
+    ledger.reset_rounds([record(1)])
+    ledger.put_round(record(2), numbers(2, 0.2), {})
+    assert drawn() == {1: pytest.approx(0.56), 2: pytest.approx(0.77)}
+    run.close()
+    ledger.close()
+
+
+def test_the_matrix_prints_what_the_sites_measured(made):
+    run = made()
+    figure = FIGURES["matrix"](run, Query())
+    heat, numbers = figure["data"][0], next(t for t in figure["data"] if t.get("mode") == "text")
+    models = [unescape(text) for text in figure["layout"]["yaxis"]["ticktext"]]
+    sites = figure["layout"]["xaxis"]["ticktext"]
+    arm_of = {f"local of {site}": f"local:{site}" for site in sites}
+    for i, model in enumerate(models):
+        for j, site in enumerate(sites):
+            arm = "local" if model == f"local of {site}" else arm_of.get(model, model)
+            [(text,)] = asked(
+                run,
+                "SELECT metrics FROM evaluations WHERE arm = ? AND site = ? AND split = 'test'",
+                (arm, site),
+            )
+            value = json.loads(text)["macro-auroc"]
+            assert heat["z"][i][j] == pytest.approx(value, rel=1e-3)
+            k = [*zip(numbers["x"], numbers["y"], strict=True)].index((j, i))
+            assert numbers["text"][k] == f"{value:.3f}"
+    outlined = {(round(s["x0"] + 0.48), round(s["y0"] + 0.47)) for s in figure["layout"]["shapes"]}
+    assert outlined == {(sites.index(site), models.index(f"local of {site}")) for site in sites}
+    stars = figure["data"][-1]
+    for column, above in zip(stars["x"], stars["y"], strict=True):
+        j, i = round(column - 0.3), round(above + 0.24)
+        assert heat["z"][i][j] == max(line[j] for line in heat["z"])
+
+
+def test_weights_cosines_pairs_and_drift_are_those_of_the_round(made):
+    run = made()
+    query = Query(round=7)
+    of_round = "SELECT site, value FROM measures WHERE name = ? AND finding = '' AND round = 7"
+    shares, cosines = (dict(asked(run, of_round, (name,))) for name in ("weight", "cosine"))
+    figure = FIGURES["weights"](run, query)
+    bars = figure["data"][0]
+    names = [re.match(r"(.*?)  <b>", text).group(1) for text in figure["layout"]["yaxis"]["ticktext"]]
+    assert dict(zip(names, bars["x"], strict=True)) == {
+        site: pytest.approx(100 * share, rel=1e-3) for site, share in shares.items()
+    }
+    assert bars["x"] == sorted(bars["x"], reverse=True)
+    dots = figure["data"][-1]
+    assert dict(zip([names[i] for i in dots["y"]], dots["x"], strict=True)) == {
+        site: pytest.approx(value, rel=1e-3) for site, value in cosines.items()
+    }
+    [(text,)] = asked(run, "SELECT value FROM details WHERE name = 'pairs' AND round = 7")
+    told, figure = json.loads(text), FIGURES["pairs"](run, query)
+    order = [told["sites"].index(site) for site in figure["layout"]["xaxis"]["ticktext"]]
+    for i, line in zip(order, figure["data"][0]["z"], strict=True):
+        for j, value in zip(order, line, strict=True):
+            assert (value is None) if i == j else value == pytest.approx(told["cosines"][i][j], abs=1e-3)
+    rows = asked(run, "SELECT round, value FROM details WHERE name = 'drift' ORDER BY round")
+    heat = FIGURES["drift"](run, query)["data"][0]
+    assert heat["x"] == [number for number, _ in rows]
+    for k, (_, text) in enumerate(rows):
+        assert [line[k] for line in heat["z"]] == pytest.approx(json.loads(text)["values"], rel=1e-3)
+
+
+def test_reliability_shows_before_and_after_with_intervals_around_the_shares():
+    before = (Bin(0.1, 100, 30, 0.3, (0.22, 0.4)), Bin(0.7, 40, 10, 0.25, (0.14, 0.4)))
+    after = (Bin(0.29, 140, 40, 40 / 140, (0.22, 0.37)),)
+    told = Reliability(
+        "edema", "", {"federated": before, "calibrated": after}, {"federated": 0.2, "calibrated": None}
+    )
+    figure = reliability.draw(told)
+    first, second = figure["data"]
+    assert first["x"] == [0.1, 0.7]
+    assert first["y"] == [0.3, 0.25]
+    assert [a + b for a, b in zip(first["y"], first["error_y"]["array"], strict=True)] == pytest.approx(
+        [0.4, 0.4]
+    )
+    assert first["marker"]["size"][0] > first["marker"]["size"][1]
+    assert second["marker"]["symbol"] != first["marker"]["symbol"]
+    titles = [note["text"] for note in figure["layout"]["annotations"]]
+    assert titles == [
+        "<b>before calibration (federated model)</b><br>ECE 0.200",
+        "<b>after calibration (calibrated model)</b><br>ECE n/a",
+    ]
+    assert "10 of 40 studies" in figure["alt"]
+
+
+def test_abandoned_rounds_are_shaded(tmp_path, made):
+    from server.facts.runs import Run
+
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for number, status in ((1, "committed"), (2, "abandoned"), (3, "abandoned"), (4, "committed")):
+        record = {
+            "round": number, "status": status, "cohort": ["a"], "returned": ["a"], "missing": [],
+            "rejected": {}, "up": 1, "down": 1,
+        }  # fmt: skip
+        ledger.put_round(record, [Measure("auroc", "", "a", number, 0.6)], {})
+    run = Run("run", tmp_path)
+    figure = FIGURES["curve"](run, Query())
+    assert [(shape["x0"], shape["x1"]) for shape in figure["layout"]["shapes"]] == [(1.5, 3.5)]
+    assert FIGURES["curve"](made(), Query())["layout"]["shapes"] == []
+    run.close()
+    ledger.close()
+
+
+SITES = ("a", MARKUP)
+SHARES = dict.fromkeys(SITES, 0.5)
+AGGREGATED = Aggregation(
+    1, SHARES, SHARES, SHARES, ((1.0, 0.2), (0.2, 1.0)), ((1, 0.1),), (MARKUP,), (1,), ((0.5,),)
+)
+POINTS = (0.5, 0.6)
+
+
+def of_sites(sites):
+    return Curve("auroc", "", (0, 1), sites, POINTS, POINTS, POINTS, POINTS, (MARKUP, MARKUP), "higher")
+
+
+NAMED = {
+    "curve": curve.draw(of_sites(dict.fromkeys(SITES, POINTS))),
+    "many": curve.draw(of_sites({f"{MARKUP}{i}": (0.5, 0.5 + i / 100) for i in range(12)})),
+    "findings": findings.draw("auroc", {MARKUP: [(0, 0.5), (1, 0.6)]}, MARKUP),
+    "matrix": matrix.draw(
+        Matrix("", (f"local of {MARKUP}", "federated"), SITES, ((0.5, None), (0.6, 0.7)), ((None, None),) * 2,
+               (MARKUP, ""))
+    ),
+    "reliability": reliability.draw(
+        Reliability(MARKUP, MARKUP, {MARKUP: (Bin(0.1, 9, 1, 1 / 9, (0.0, 0.4)),)}, {})
+    ),
+    "participation": participation.draw([row(MARKUP, ["returned", "missing", "rejected", "asked"])]),
+    **{name: draw(AGGREGATED) for name, draw in BY_NAME.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_with_markup_is_shown_as_it_is_written(validated, name):
+    figure = NAMED[name]
+    validated(figure)
+    own = (
+        r"<extra></extra>|<extra>%\{fullData\.name\}</extra>|</?b>|<br>|<span style='font-size:13px'>|</span>"
+    )
+    layout = {key: value for key, value in figure["layout"].items() if key != "uirevision"}  # never shown
+    shown = [*texts(figure["data"]), *texts(layout)]
+    if name != "lora-error":
+        assert any("&lt;b&gt;x" in text for text in shown), "the name is there"
+    for text in shown:
+        assert "<img" not in text
+        assert "<b>x" not in text
+        assert "<" not in re.sub(own, "", text)
+
+
+def test_nothing_known_is_no_figure():
+    nothing = (None, None)
+    empty = Curve("auroc", "", (0, 1), {"a": nothing}, nothing, nothing, nothing, nothing, ("", ""), "higher")
+    assert curve.draw(empty) is None
+    assert curve.draw(Curve("auroc", "", (), {}, (), (), (), (), (), "higher")) is None
+    assert findings.draw("auroc", {"edema": [], "mass": [(1, math.nan)]}) is None
+    assert matrix.draw(Matrix("", ("federated",), ("a",), ((None,),), ((None,),), ("",))) is None
+    assert reliability.draw(Reliability("edema", "", {"federated": ()}, {})) is None
+    assert traffic.draw({"up": {}, "down": {}}) is None
+    assert participation.draw([row("a", [])]) is None
+    unknown = Aggregation(1, {}, {}, {}, (), (), (), (), ())
+    without = Aggregation(1, SHARES, {}, {}, ((1.0, math.nan), (math.nan, 1.0)), (), ("x",), (1,), ((None,),))
+    for name, draw in BY_NAME.items():
+        assert draw(unknown) is None
+        assert (draw(without) is None) == (name != "weights")
+
+
+def test_values_that_are_no_numbers_leave_gaps(validated):
+    values = (0.5, math.nan, 0.6)
+    sites = {"a": values, "b": (None, None, 0.7)}
+    told = Curve("auroc", "", (1, 2, 3), sites, *[values] * 4, ("a",) * 3, "higher")
+    figure = curve.draw(told)
+    validated(figure)
+    lines = {trace["name"]: trace["y"] for trace in figure["data"]}
+    assert lines["a"] == [0.5, None, 0.6]
+    assert lines["b"] == [None, None, 0.7]
+
+
+def test_two_runs_lie_in_one_figure(made, validated):
+    first, second = made(), made(sites=9)
+    figure = compare_figure(first, second, Query())
+    validated(figure)
+    names = [trace["name"] for trace in figure["data"]]
+    assert names == [first.key, f"{first.key}, worst site", second.key, f"{second.key}, worst site"]
+    dashes = {trace["line"].get("dash", "solid") for trace in figure["data"]}
+    assert dashes == {"solid", "dash"}
+    symbols = [trace["marker"]["symbol"] for trace in figure["data"] if "marker" in trace]
+    assert len({*symbols}) == 2, "colour is not the only sign"
+
+
+@pytest.mark.slow
+def test_a_long_run_of_many_sites_is_drawn_small_and_quickly(made):
+    run = made(sites=50, rounds=500, findings=14)
+    for draw in FIGURES.values():
+        draw(run, Query())  # what is read once
+    for name, draw in FIGURES.items():
+        took = []
+        for _ in range(3):
+            began = time.process_time()
+            figure = draw(run, Query())
+            took.append(time.process_time() - began)
+        size = len(json.dumps(figure, separators=(",", ":"), ensure_ascii=False).encode())
+        assert min(took) < 0.06, f"{name} took {1000 * min(took):.0f} ms"
+        assert size < 400_000, f"{name} is {size / 1000:.0f} kB"
