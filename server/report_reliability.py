@@ -47,11 +47,12 @@ def _panel(axes: Any, one: Reliability) -> None:
         hue, marker = _LOOKS[arm]
         most = max(part.studies for part in bins)
         axes.plot([part.mean for part in bins], [part.share for part in bins], color=hue, linewidth=0.9)
+        reach = [end for part in bins for end in (*part.interval, float("nan"))]
+        axes.plot([mean for part in bins for mean in [part.mean] * 3], reach, color=hue, linewidth=1.1)
         for part in bins:
-            axes.plot([part.mean] * 2, part.interval, color=hue, linewidth=1.1)
             axes.plot(
                 part.mean, part.share, marker=marker, color=hue, clip_on=False, zorder=3,
-                markersize=3 + 5 * sqrt(part.studies / most),
+                markersize=round(3 + 5 * sqrt(part.studies / most)),
             )  # fmt: skip
         error = one.ece.get(arm)
         errors.append(f"{'n/a' if error is None else number(error)} {arm_words(arm).split()[0]}")

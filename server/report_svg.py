@@ -41,7 +41,13 @@ _CSS = {
 }
 
 _LONG = re.compile(r"-?\d+\.\d{3,}")
-_PATH = re.compile(r'\b(?:d|points)="[^"]*"')
+_PLACED = re.compile(r'\b(?:d|points|x|y|transform)="[^"]*"')
+_STEP = re.compile(r"\s*([MLCQz])\s*")
+_NUMBER = r"(-?[\d.]+)"
+_BOX = re.compile(rf"M{_NUMBER} {_NUMBER}L{_NUMBER} \2L\3 {_NUMBER}L\1 \4(?:L\1 \2)?z")
+_BETWEEN = re.compile(r">\s+<")
+_EMPTY = re.compile(r"<g[^<>]*/>|<g[^<>]*></g>| transform=\"rotate\(-0 [^\"]*\"")
+_GROUP = re.compile(r'<g id="([^"]*)"')
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -100,20 +106,35 @@ def inline(svg: str, name: str) -> str:
     box = re.search(r'viewBox="[^"]*"', head)
     svg = f'<svg {box.group(0) if box else ""} focusable="false">{body}'
     # Only inside tags: a site may be named like an attribute.
-    return re.sub(r"<[^<>]*>", lambda tag: _local(tag.group(0), name), svg).strip()
+    svg = re.sub(r"<[^<>]*>", lambda tag: _local(tag.group(0)), svg).strip()
+    used = {*re.findall(r"#([\w-]+)", svg)}
+    svg = _GROUP.sub(lambda group: group.group(0) if group.group(1) in used else "<g", svg)
+    svg = _EMPTY.sub("", _BETWEEN.sub("><", svg))
+    return re.sub(r"<[^<>]*>", lambda tag: _named(tag.group(0), name), svg)
 
 
-def _local(tag: str, name: str) -> str:
+def _named(tag: str, name: str) -> str:
     tag = re.sub(r'\bid="', f'id="{name}-', tag)
     tag = re.sub(r'\b(?:xlink:)?href="#', f'href="#{name}-', tag)
-    tag = tag.replace("url(#", f"url(#{name}-")
+    return tag.replace("url(#", f"url(#{name}-")
+
+
+def _local(tag: str) -> str:
     if "#010" in tag:
         for stand_in, colour in _CSS.items():
             tag = tag.replace(stand_in, colour)
-    tag = _PATH.sub(lambda path: _LONG.sub(_hundredths, path.group(0)), tag)
+    tag = _PLACED.sub(lambda place: _short(place.group(0)), tag)
     # "font: 9px 'DejaVu Sans', ..., sans-serif" and "font-family: ...": the page's font serves.
     tag = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", tag)
     return re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", tag)
+
+
+def _short(place: str) -> str:
+    """Write a path or a place without spaces nobody needs, to a hundredth of a point."""
+    place = _LONG.sub(_hundredths, place)
+    if not place.startswith("d="):
+        return place
+    return _BOX.sub(r"M\1 \2H\3V\4H\1z", _STEP.sub(r"\1", place))
 
 
 def _hundredths(number: re.Match[str]) -> str:

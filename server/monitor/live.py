@@ -29,6 +29,8 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that nothing on the way gives the stream up."""
 PACE = 1.0
 """Seconds between two events of one stream, at least."""
+MOST_EVENTS = 10.0
+"""A second, to all streams together: who watches costs a run little, however many they are."""
 STALLED = 30.0
 """Seconds a watcher may take to receive an event."""
 COME_BACK = 3000
@@ -103,12 +105,12 @@ class EventStream(Response):
                 return
             if news:
                 await _send(send, _event(news))
-                await _pause(subscription)
+                await _pause(subscription, max(PACE, self.monitor.watch.watchers() / MOST_EVENTS))
 
 
-async def _pause(subscription: Subscription) -> None:
-    """Let a second pass, or less if the stream is to end; news that come meanwhile are kept."""
-    ends = asyncio.get_running_loop().time() + PACE
+async def _pause(subscription: Subscription, seconds: float) -> None:
+    """Let some seconds pass, or less if the stream is to end; news that come meanwhile are kept."""
+    ends = asyncio.get_running_loop().time() + seconds
     while not subscription.over and (left := ends - asyncio.get_running_loop().time()) > 0:
         await asyncio.sleep(min(left, 0.2))
 

@@ -3,9 +3,9 @@
     python -m simulations.benchmarks.watchers http://127.0.0.1:9480 RUN --count 50
 
 Each watcher opens the run's page, holds its stream of events, and a quarter of a second after an
-event asks for what has changed, never twice at once; every ten seconds it asks anyway. Some look at
-another finding, metric or site than the rest. Ends when standard input does, and prints what it saw
-and the processor time it took, as JSON.
+event asks for what has changed, never twice at once; beside a centre it asks every ten seconds
+anyway. Some look at another finding, metric or site than the rest. Ends when standard input does, and
+prints what it saw and the processor time it took, as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import httpx
 BURST = 0.25
 """Seconds for which many events are one question."""
 ANYWAY = 10.0
-"""Seconds after which a page asks without an event."""
+"""Seconds after which a page whose sites have a heartbeat asks without an event."""
+_HEARTBEAT = "data-late="
 _AGAIN = 0.5
 """Seconds before somebody who was turned away tries again."""
 
@@ -56,6 +57,7 @@ class Watcher:
     query: dict[str, str]
     seen: Seen
     etag: str = ""
+    anyway: float | None = None
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def watch(self) -> None:
@@ -68,9 +70,11 @@ class Watcher:
 
     async def _open(self) -> bool:
         try:
-            return (await self.client.get(f"/runs/{self.run}", params=self.query)).is_success
+            page = await self.client.get(f"/runs/{self.run}", params=self.query)
         except httpx.HTTPError:
             return False
+        self.anyway = ANYWAY if _HEARTBEAT in page.text else None
+        return page.is_success
 
     async def _listen(self) -> None:
         while True:
@@ -95,7 +99,7 @@ class Watcher:
     async def _ask(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wanted.wait(), ANYWAY)
+                await asyncio.wait_for(self.wanted.wait(), self.anyway)
             await asyncio.sleep(BURST)
             self.wanted.clear()
             began = time.perf_counter()

@@ -109,10 +109,10 @@ def kill(d: Any, name: str) -> None:
     hospital.wait()
 
 
-def picture(page: Any, name: str, **more: Any) -> None:
+def picture(page: Any, name: str) -> None:
     if SCREENSHOTS:
         Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(SCREENSHOTS) / f"monitor-{name}.png", **more)
+        page.screenshot(path=Path(SCREENSHOTS) / f"monitor-{name}.png")
 
 
 def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Callable[..., Any]) -> None:
@@ -137,7 +137,7 @@ def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Calla
     wait("two rounds to appear without a reload", lambda: rounds() >= 2, 240)
     assert not loads, "the page was loaded again"
     wait("west to be connected", lambda: contact("west") == "connected", 30)
-    picture(page, "laptop")
+    picture(page, "live")
     note = page.locator('tr[data-key="south note"]').inner_text()
     assert "Rejected in round" in note
     assert "E_EGRESS" in note
@@ -178,10 +178,10 @@ def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Calla
     assert not wrong, wrong
     for size, (width, height) in SIZES.items():
         page.set_viewport_size({"width": width, "height": height})
-        for theme in ("light", "dark"):
-            page.emulate_media(color_scheme=theme)
+        for section in ("sites", "curves", "matrix", "aggregation"):
+            page.locator(f"#{section} h2").evaluate("title => title.scrollIntoView()")
             page.wait_for_timeout(800)
-            picture(page, f"{size}-{theme}-whole", full_page=True)
+            picture(page, f"{size}-{section}")
 
 
 def _opens(page: Any, address: str) -> bool:

@@ -232,7 +232,7 @@
     let source = null;
     const listen = () => {
       source = new EventSource(live);
-      source.addEventListener("revision", askSoon);
+      source.addEventListener("revision", () => document.hidden || askSoon());
       source.addEventListener("open", askSoon);
       source.addEventListener("error", () => {
         lost();
@@ -242,7 +242,10 @@
     listen();
     addEventListener("pagehide", () => source.close());
     addEventListener("pageshow", (event) => event.persisted && listen());
-    setInterval(() => document.hidden || askSoon(), 10000); // when sites were last heard of changes no ledger
+    setInterval(() => { // when sites were last heard of changes no ledger
+      const row = document.querySelector("[data-late]");
+      if (row && !document.hidden && Date.now() - fresh > Math.min(10, row.dataset.late / 2) * 1000) askSoon();
+    }, 1000);
     document.addEventListener("visibilitychange", () => document.hidden || askSoon());
   }
 
