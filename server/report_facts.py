@@ -10,7 +10,9 @@ from server.report_aggregation import AggregationPart, DriftPart
 from server.report_schema import Report
 from server.report_words import shown_findings
 
-_ORDER = ("federated", "calibrated", "personalised", "pooled")
+_ORDER = ("federated", "personalised", "pooled")
+_NO_ROW = {"local", "calibrated"}
+"""Arms that are no row of the matrix: each site's own is one, and calibration changes no ranking."""
 
 
 def matrix_of(report: Report) -> Matrix | None:
@@ -19,7 +21,7 @@ def matrix_of(report: Report) -> Matrix | None:
     if not local:
         return None
     arms = [name for name in _ORDER if name in report.arms]
-    arms += sorted(name for name in report.arms if name not in (*_ORDER, "local"))
+    arms += sorted(report.arms.keys() - {*_ORDER} - _NO_ROW)
     measured = [{site: (cell.auroc, cell.interval) for site, cell in row.sites.items()} for row in local]
     measured += [
         {site: (result.macro_auroc, result.interval) for site, result in report.arms[name].sites.items()}

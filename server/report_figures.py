@@ -229,7 +229,7 @@ def _curves(
             linestyle="-" if i < len(SERIES) else "--", linewidth=1.5, markersize=4,
             markevery=-(-len(rounds) // 20), label=short(site, 24),
         )  # fmt: skip
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("round")
 
 
@@ -254,7 +254,7 @@ def lora_error_curve(report: Report) -> Figure | None:
         axes.plot(numbers, errors, color=SERIES[0], marker="o", markersize=4, markevery=every, linewidth=1.5)
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         svg = markup(figure, "lora")
     return Figure(
         svg=svg,

@@ -36,13 +36,16 @@ Table = Sequence[Sequence[float | None]]
 
 NUMBERED = 12
 """Up to so many sites the cells show their numbers."""
+NAMED = 24
+"""Up to so many sites the columns of pairs have names; above, they stand in the order of the rows."""
 ROW, THIN = 0.3, 0.155
 """Height in inches of a row with numbers, and of one without."""
 
 AGGREGATION_CAPTION = (
     "Left: each site's share of the mean; the dashed line is an equal share. Middle: cosine of its update "
     "with the aggregate; a hollow diamond pulls the other way. Right: cosine of each two sites' updates: "
-    "1, they pull the same way; 0, unrelated; below 0, against each other."
+    "1, they pull the same way; 0, unrelated; below 0, against each other. Columns stand in the order of "
+    "the rows."
 )
 
 
@@ -96,7 +99,7 @@ def aggregation_plot(aggregation: Aggregation | None) -> Figure | None:
             reach = max(0.2, *(abs(value) for row in table for value in row if value is not None))
             _cells(panels[2], table, DIVERGING, -reach, reach, "{:.2f}" if len(sites) <= 8 else "")
             panels[2].set_title("cosine of pairs")
-            _places(panels[2], [short(site, 12) for site in sites])
+            _places(panels[2], [short(site, 12) for site in sites] if len(sites) <= NAMED else [])
             _key(panels[3], DIVERGING, -reach, reach, "")
         svg = markup(figure, "aggregation")
     told = weights_told(aggregation) + (f" {pairs_told(aggregation)}" if paired else "")
@@ -216,7 +219,7 @@ def _names(axes: Any, names: Sequence[str], count: int) -> None:
 
 def _places(axes: Any, names: Sequence[str], top: bool = False) -> None:
     axes.set_xticks(range(len(names)), names)
-    turned = sum(map(len, names)) > 80 or max(map(len, names)) > 90 // len(names)
+    turned = max(map(len, names), default=0) * len(names) > 80
     if turned:
         axes.tick_params(axis="x", labelrotation=90)
     if top:

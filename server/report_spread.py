@@ -56,7 +56,7 @@ def _spread(axes: Any, curve: Curve, rounds: Sequence[RoundPart]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     shade_abandoned(axes, rounds)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("round")
     if not curve.rounds:
         return

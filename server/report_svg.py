@@ -130,13 +130,13 @@ def _local(tag: str) -> str:
 
 
 def _short(place: str) -> str:
-    """Write a path or a place without spaces nobody needs, to a hundredth of a point."""
-    place = _LONG.sub(_hundredths, place)
+    """Write a path or a place without spaces nobody needs, to a tenth of a point."""
+    place = _LONG.sub(_tenths, place)
     if not place.startswith("d="):
         return place
     return _BOX.sub(r"M\1 \2H\3V\4H\1z", _STEP.sub(r"\1", place))
 
 
-def _hundredths(number: re.Match[str]) -> str:
-    """Write a coordinate as finely as anyone can see: a hundredth of a point."""
-    return f"{float(number.group(0)):.2f}".rstrip("0").rstrip(".")
+def _tenths(number: re.Match[str]) -> str:
+    """Write a coordinate as finely as anyone can see: a tenth of a point."""
+    return f"{float(number.group(0)):.1f}".rstrip("0").rstrip(".")

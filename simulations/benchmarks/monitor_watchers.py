@@ -194,7 +194,7 @@ def main() -> int:
     parser.add_argument("--without-monitor", action="store_true", help="no monitor where nobody watches")
     parser.add_argument("--most", type=float, default=1.02, help="of the ratio of round times")
     options = parser.parse_args()
-    changes = (f"rounds.count={options.rounds}", "evaluate.local=false", *options.changes)
+    changes = (f"rounds.count={options.rounds}", *options.changes)
     with tempfile.TemporaryDirectory() as temporary:
         warm = Path(temporary) / "warm"
         Series(options.experiment, (*changes, "rounds.count=1"), warm).simulate(warm)

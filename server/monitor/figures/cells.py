@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-STRONG = 0.6
-"""Share of the colour scale from which a cell's number takes the page's colour and not the ink's.
-
-Between the light theme's best place, 0.67, and the dark one's, 0.52: one figure serves both.
-"""
+TURNS = {"scale:seq": (0.52, 0.66), "scale:div": (0.6, 0.77)}
+"""Shares of a colour scale: below the first the ink is legible on a cell in both themes, from the
+second on the page's colour; in between ``on-middle`` is, which is the one or the other by theme."""
 
 
 def cell_numbers(
-    table: Sequence[Sequence[float | None]], strength: Sequence[Sequence[float]], digits: int, size: int
+    table: Sequence[Sequence[float | None]],
+    strength: Sequence[Sequence[float]],
+    scale: str,
+    digits: int,
+    size: int,
 ) -> dict[str, Any]:
     """Write each number into its cell; ``strength`` is 0 where a cell is as pale as the page, 1 at most.
 
     Both tables are ``[rows][columns]``.
     """
+    middle, strong = TURNS[scale]
+
+    def colour(share: float) -> str:
+        return "var:page" if share >= strong else "var:on-middle" if share >= middle else "var:ink"
+
     cells = [
-        (column, row, value, strength[row][column] >= STRONG)
+        (column, row, value, colour(strength[row][column]))
         for row, values in enumerate(table)
         for column, value in enumerate(values)
         if value is not None
@@ -33,7 +40,7 @@ def cell_numbers(
         "text": [f"{value:.{digits}f}".replace("-", "−") for _, _, value, _ in cells],
         "textfont": {
             "size": size,
-            "color": ["var:page" if strong else "var:ink" for *_, strong in cells],
+            "color": [hue for *_, hue in cells],
         },
         "hoverinfo": "skip",
     }

@@ -53,7 +53,7 @@ def draw(matrix: Matrix) -> Figure | None:
         strength = [
             [0.0 if value is None else (value - low) / (high - low) for value in row] for row in matrix.values
         ]
-        traces.append(cell_numbers(matrix.values, strength, 3, 13 if columns <= 8 else 11))
+        traces.append(cell_numbers(matrix.values, strength, "scale:seq", 3, 13 if columns <= 8 else 11))
     traces.append(_best(matrix, few))
     about = f"matrix {matrix.finding} {columns}"
     return figure([t for t in traces if t], layout, matrix_told(matrix), caption, about)

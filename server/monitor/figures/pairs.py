@@ -49,7 +49,7 @@ def draw(aggregation: Aggregation) -> Figure | None:
     traces: list[dict[str, Any]] = [heat]
     if few:
         strength = [[abs(value or 0.0) / reach for value in row] for row in table]
-        traces.append(cell_numbers(table, strength, 2, 12))
+        traces.append(cell_numbers(table, strength, "scale:div", 2, 12))
     layout = {
         "xaxis": names_axis(sites, range=[-0.5, n - 0.5], tickangle=0 if n <= 6 else -45),
         "yaxis": names_axis(sites, range=[n - 0.5, -0.5]),

@@ -16,7 +16,7 @@ import numpy as np
 Figure = dict[str, Any]
 """``data`` and ``layout`` for Plotly, ``alt`` for who cannot see it, ``caption``: how to read it."""
 
-COLOURS = ("page", "panel", "ink", "soft", "line", "grid", "worse", "better", "unclear")
+COLOURS = ("page", "panel", "ink", "on-middle", "soft", "line", "grid", "worse", "better", "unclear")
 """CSS variables a figure may name, beside ``font``, ``arm-0`` to ``arm-4``, ``series-0`` to ``series-7``."""
 
 CLEAR = "rgba(0,0,0,0)"

@@ -17,11 +17,12 @@ from simulations.benchmarks.large_ledger import write_large_ledger
 
 Figure = dict[str, Any]
 
+ROOT = Path(__file__).parents[4] / "server"
 TOKENS = {
-    *("page", "panel", "ink", "soft", "line", "grid", "worse", "better", "unclear"),
-    *(f"arm-{i}" for i in range(5)),
-    *(f"series-{i}" for i in range(8)),
+    *re.findall(r"--([a-z0-9-]+):", (ROOT / "templates" / "report.css").read_text()),
+    *re.findall(r"--([a-z0-9-]+):", (ROOT / "monitor" / "static" / "monitor.css").read_text()),
 }
+"""The variables of the style sheets that the page has."""
 
 
 def _coloured(value: Any) -> Any:
@@ -38,7 +39,7 @@ def _coloured(value: Any) -> Any:
         assert value[4:] in TOKENS, value
         return "#123456"
     if value.startswith("scale:"):
-        assert value in ("scale:seq", "scale:div")
+        assert f"scale-{value[6:]}" in TOKENS, value
         return [[0, "#000000"], [0.5, "#777777"], [1, "#ffffff"]]
     assert not re.fullmatch(r"#[0-9a-fA-F]{3,8}", value), f"a colour that no theme can change: {value}"
     return value
