@@ -34,8 +34,8 @@ MATRIX_CAPTION = (
 )
 RELIABILITY_CAPTION = (
     "Each point gathers studies of similar predicted probability; larger points hold more studies. On "
-    "the diagonal a probability means what it says; below it the model is too sure. Bars are 95 % "
-    "Wilson intervals. Bins too small to show are merged with their neighbours."
+    "the diagonal a probability means what it says; below it probabilities are too high, above it too "
+    "low. Bars are 95 % Wilson intervals. Bins too small to show are merged with their neighbours."
 )
 PAIRS_CAPTION = (
     "Cosine of each pair of sites' updates in this round: 1, they pull the same way; 0, unrelated; "

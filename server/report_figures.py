@@ -252,7 +252,7 @@ def lora_error_curve(report: Report) -> Figure | None:
         axes = figure.add_subplot()
         every = -(-len(numbers) // 40)
         axes.plot(numbers, errors, color=SERIES[0], marker="o", markersize=4, markevery=every, linewidth=1.5)
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.12 * max(errors) or 1.0)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         svg = markup(figure, "lora")

@@ -46,7 +46,9 @@ def _panel(axes: Any, one: Reliability) -> None:
         bins = one.arms[arm]
         hue, marker = _LOOKS[arm]
         most = max(part.studies for part in bins)
-        axes.plot([part.mean for part in bins], [part.share for part in bins], color=hue, linewidth=0.9)
+        axes.plot(
+            [part.mean for part in bins], [part.share for part in bins], color=hue, linewidth=0.6, alpha=0.5
+        )
         reach = [end for part in bins for end in (*part.interval, float("nan"))]
         axes.plot([mean for part in bins for mean in [part.mean] * 3], reach, color=hue, linewidth=1.1)
         for part in bins:

@@ -43,7 +43,8 @@ class Areas:
         if generation != self._generation or (counted and counted[0][0] < self._count):
             self.__init__()  # type: ignore[misc]
             self._generation = generation
-        for number, arm, site, metrics in view.rows(_NEW, (self._last,)):
+        # The last one is read again: set again, it keeps its number.
+        for number, arm, site, metrics in view.rows(_NEW, (self._last - 1,)):
             self._last = number
             self.areas.setdefault(arm, {})[site] = self._read(json.loads(metrics))
         self._count = sum(map(len, self.areas.values()))

@@ -15,6 +15,7 @@ from server.monitor.figures.style import (
     Figure,
     axis,
     figure,
+    known,
     legend,
     newest,
     round_axis,
@@ -217,6 +218,9 @@ def _labels(curve: Curve) -> list[dict[str, Any]]:
         return []
     if curve.better == "lower":
         ends.reverse()
+    shown = [value for values in curve.sites.values() for value in known(values)]
+    near = abs(ends[-1][0] - ends[0][0]) < 0.08 * (max(shown) - min(shown))
+    lower = ends[0][0] <= ends[-1][0]
     return [
         {
             "x": curve.rounds[place],
@@ -226,6 +230,7 @@ def _labels(curve: Curve) -> list[dict[str, Any]]:
             "xanchor": "left",
             "showarrow": False,
             "xshift": 8,
+            "yshift": (-9 if (word == "worst") == lower else 9) if near else 0,
             "text": f"{word}: {plain(site, 16)}",
             "font": {"color": colour, "size": 12},
         }

@@ -8,6 +8,8 @@ from server.monitor.figures.style import Figure, axis, figure, round_axis, round
 
 DECADES = 30.0
 """Largest over smallest value from which the axis is logarithmic."""
+ROUNDING = 1e-6
+"""Below this an error is that of 32-bit numbers."""
 
 
 def draw(aggregation: Aggregation) -> Figure | None:
@@ -29,14 +31,19 @@ def draw(aggregation: Aggregation) -> Figure | None:
         "hovertemplate": "round %{x}: <b>%{y:.3~g}</b><extra></extra>",
     }
     last, now = errors[-1]
-    what = f"{'of the mean update' if now else 'exact'}, round {last}"
-    scale = {"type": "log", "exponentformat": "power", "dtick": 1} if spans else {"rangemode": "tozero"}
+    exact = "exact" if not now else "exact but for rounding" if now < ROUNDING else "of the mean update"
+    what = f"{exact}, round {last}"
+    scale = (
+        {"type": "log", "exponentformat": "power", "dtick": 1}
+        if spans
+        else {"rangemode": "tozero", "exponentformat": "power"}
+    )
     layout = {
         "xaxis": round_axis(numbers),
         "yaxis": axis("relative error" + (" (log)" if spans else ""), **scale),
         "annotations": [
             {
-                "text": f"<b>{percent(now) if now else '0'}</b><span style='font-size:13px'>  {what}</span>",
+                "text": f"<b>{percent(now) if now else '0'}</b><span style='font-size:0.4em'>  {what}</span>",
                 "font": {"size": 34},
                 "x": 0,
                 "y": 1,

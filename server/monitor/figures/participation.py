@@ -18,6 +18,8 @@ STATES = {
 """State -> its colour, the mark it has beside the colour, and what it is called."""
 MARKED = 60
 """Up to so many rounds the marks are drawn."""
+WORDED = 4000
+"""Up to so many cells each says in words what it was."""
 CAPTION = "Every site in every round; point at a cell for what it was."
 
 
@@ -29,6 +31,8 @@ def draw(rows: Sequence[SiteRow]) -> Figure | None:
     order = {state: i for i, state in enumerate(STATES)}
     seen = {state for row in rows for state in row.participation}
     share = 1 / len(order)
+    # Most cells are in the mean; of very many, those say no more than their colour.
+    usual = "returned" if rounds * len(rows) > WORDED else None
     heat = {
         "type": "heatmap",
         "x": list(range(1, rounds + 1)),
@@ -44,10 +48,8 @@ def draw(rows: Sequence[SiteRow]) -> Figure | None:
         ],
         "xgap": 2 if rounds <= MARKED else 0,
         "ygap": 2 if len(rows) <= 24 else 1,
-        # Most cells are in the mean: theirs are empty, which keeps 25,000 of them small.
         "hovertext": [
-            ["" if state == "returned" else f": {_words(state)}" for state in row.participation]
-            for row in rows
+            ["" if state == usual else f": {_words(state)}" for state in row.participation] for row in rows
         ],
         "hovertemplate": "%{y}, round %{x}%{hovertext}<extra></extra>",
     }

@@ -24,7 +24,7 @@ def draw(reliability: Reliability) -> Figure | None:
     top = _top([part for arm in arms for part in reliability.arms[arm]])
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
-        "height": 430,
+        "height": 400,
         "margin": {"l": 12, "r": 12, "t": 56, "b": 12},
         "shapes": [],
         "annotations": [],

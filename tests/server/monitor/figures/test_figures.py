@@ -267,6 +267,26 @@ def test_abandoned_rounds_are_shaded(tmp_path, made):
     ledger.close()
 
 
+def test_an_evaluation_that_is_set_again_is_drawn_anew(tmp_path):
+    from server.facts.runs import Run
+
+    ledger, run = Ledger(tmp_path / "ledger.sqlite"), Run("run", tmp_path)
+    told = {"mass.bins-studies": [60], "mass.bins-positives": [6], "mass.bins-mean": [0.2]}
+
+    def drawn():
+        points = FIGURES["reliability"](run, Query())["data"][0]
+        return FIGURES["matrix"](run, Query())["data"][0]["z"], points["x"], points["y"]
+
+    for arm, area, mean in (("federated", 0.71, 0.2), ("federated", 0.72, 0.3), ("pooled", 0.81, 0.2)):
+        ledger.put_evaluation(arm, "test", "a", told | {"macro-auroc": area, "mass.bins-mean": [mean]})
+        first = drawn()
+    assert first == ([[0.72], [0.81]], [0.3], [0.1])
+    ledger.put_evaluation("federated", "test", "a", told | {"macro-auroc": 0.73, "mass.bins-mean": [0.4]})
+    assert drawn() == ([[0.73], [0.81]], [0.4], [0.1])
+    run.close()
+    ledger.close()
+
+
 SITES = ("a", MARKUP)
 SHARES = dict.fromkeys(SITES, 0.5)
 AGGREGATED = Aggregation(
@@ -299,9 +319,7 @@ NAMED = {
 def test_a_name_with_markup_is_shown_as_it_is_written(validated, name):
     figure = NAMED[name]
     validated(figure)
-    own = (
-        r"<extra></extra>|<extra>%\{fullData\.name\}</extra>|</?b>|<br>|<span style='font-size:13px'>|</span>"
-    )
+    own = r"<extra>(%\{fullData\.name\})?</extra>|</?b>|<br>|<span style='font-size:0.4em'>|</span>"
     layout = {key: value for key, value in figure["layout"].items() if key != "uirevision"}  # never shown
     shown = [*texts(figure["data"]), *texts(layout)]
     if name != "lora-error":
@@ -310,6 +328,21 @@ def test_a_name_with_markup_is_shown_as_it_is_written(validated, name):
         assert "<img" not in text
         assert "<b>x" not in text
         assert "<" not in re.sub(own, "", text)
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_the_names_of_best_and_worst_do_not_lie_on_each_other(better):
+    far = {f"site {i}": (0.5, 0.5 + i / 100) for i in range(12)}
+    near = {f"site {i}": (0.5, 0.9) for i in range(12)}
+    for sites, apart in ((far, False), (near, True)):
+        told = Curve("auroc", "", (0, 1), sites, POINTS, POINTS, POINTS, POINTS, ("site 0",) * 2, better)
+        labels = {note["text"].split(":")[0]: note for note in curve.draw(told)["layout"]["annotations"]}
+        worst, best = labels["worst"], labels["best"]
+        if apart:
+            assert abs(worst["yshift"] - best["yshift"]) > 15
+        else:
+            assert (worst["y"] < best["y"]) == (better == "higher")
+            assert worst["yshift"] == best["yshift"] == 0
 
 
 def test_nothing_known_is_no_figure():
