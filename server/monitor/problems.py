@@ -37,13 +37,13 @@ class Problem(BaseModel):
     """Stable code: E_RUN, E_CONFIG ..."""
 
 
-class NotFoundError(FedcxrError):
+class NotFoundError(RunError):
     """There is no such run, site, finding or file."""
 
     code = "E_UNKNOWN"
 
 
-class BusyError(FedcxrError):
+class BusyError(RunError):
     """Too much is asked for at once."""
 
     code = "E_BUSY"

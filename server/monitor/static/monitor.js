@@ -243,8 +243,8 @@
     addEventListener("pagehide", () => source.close());
     addEventListener("pageshow", (event) => event.persisted && listen());
     setInterval(() => { // when sites were last heard of changes no ledger
-      const row = document.querySelector("[data-late]");
-      if (row && !document.hidden && Date.now() - fresh > Math.min(10, row.dataset.late / 2) * 1000) askSoon();
+      const late = document.querySelector("[data-late]")?.dataset.late;
+      if (late && !document.hidden && Date.now() - fresh > Math.min(10, late / 2) * 1000) askSoon();
     }, 1000);
     document.addEventListener("visibilitychange", () => document.hidden || askSoon());
   }

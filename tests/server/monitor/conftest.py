@@ -266,9 +266,12 @@ def page_monitor(page_centre: PageCentre) -> Iterator[Monitor]:
     monitor.runs.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_browser() -> Iterator[Browser]:
-    """A real browser without a screen; skipped where there is none."""
+    """A real browser without a screen; skipped where there is none.
+
+    Of one module: while it is there an event loop runs, and no test can run another.
+    """
     path = Path("/usr/bin/chromium")
     with sync_playwright() as playwright:
         how = {"executable_path": str(path)} if path.is_file() else {}
