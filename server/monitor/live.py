@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that nothing on the way gives the stream up."""
 PACE = 1.0
 """Seconds between two events of one stream, at least."""
-MOST_EVENTS = 10.0
+MOST_EVENTS = 5.0
 """A second, to all streams together: who watches costs a run little, however many they are."""
 STALLED = 30.0
 """Seconds a watcher may take to receive an event."""
@@ -105,12 +106,17 @@ class EventStream(Response):
                 return
             if news:
                 await _send(send, _event(news))
-                await _pause(subscription, max(PACE, self.monitor.watch.watchers() / MOST_EVENTS))
+                await _pause(subscription, self.monitor.watch.watchers() / MOST_EVENTS)
 
 
 async def _pause(subscription: Subscription, seconds: float) -> None:
-    """Let some seconds pass, or less if the stream is to end; news that come meanwhile are kept."""
-    ends = asyncio.get_running_loop().time() + seconds
+    """Let ``PACE`` pass, then wait for a whole multiple of some seconds; less if the stream is to end.
+
+    News that come meanwhile are kept. All streams wait for the same moments, so that watchers ask for
+    the same revision: what they ask for is then computed once.
+    """
+    step = max(seconds, PACE / 4)
+    ends = math.ceil((asyncio.get_running_loop().time() + PACE) / step) * step
     while not subscription.over and (left := ends - asyncio.get_running_loop().time()) > 0:
         await asyncio.sleep(min(left, 0.2))
 

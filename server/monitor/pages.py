@@ -107,13 +107,20 @@ def _moment(monitor: Monitor, run: Run) -> tuple[str, int, int]:
 def _run_parts(monitor: Monitor, answers: Answers, run: Run, here: Address) -> bytes:
     """Return the parts of a run's page as JSON, with what they are of."""
     moment = _moment(monitor, run)
+    settings = monitor.settings
 
     def make() -> bytes:
-        facts = _facts(monitor, run, here)
-        chosen = asdict(facts["here"].without_look())
+        results = run.view().results()
+        facts = parts.lively_facts(run, here, monitor.now(), settings.late, settings.silent)
+        chosen = facts["here"].without_look()
+        settled = answers.get(
+            ("settled", run.key, results, _choices(chosen)),
+            lambda: as_json(parts.run_parts(facts | parts.settled_facts(run, facts), parts.SETTLED)),
+        )
+        assert isinstance(settled, bytes)  # noqa: S101  (for the type checker)
+        made = parts.run_parts(facts, parts.LIVELY) | json.loads(settled)
         names = parts.titles(facts["summary"])
-        told = {"revision": moment[1], **names, "looked_at": chosen, "parts": parts.run_parts(facts)}
-        return as_json(told)
+        return as_json({"revision": moment[1], **names, "looked_at": asdict(chosen), "parts": made})
 
     found = answers.get(("parts", *moment, _choices(here)), make)
     assert isinstance(found, bytes)  # noqa: S101  (for the type checker)
@@ -126,11 +133,6 @@ def _choices(here: Address) -> frozenset[tuple[str, str]]:
 
 def _looked_at(request: Request) -> Address:
     return Address.of(request.query_params).without_look()
-
-
-def _facts(monitor: Monitor, run: Run, here: Address) -> parts.Facts:
-    settings = monitor.settings
-    return parts.run_facts(run, here, monitor.now(), settings.late, settings.silent)
 
 
 def _query(here: Address) -> Query:

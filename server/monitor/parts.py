@@ -119,25 +119,27 @@ def sorted_sites(rows: Sequence[SiteRow], here: Address) -> list[SiteRow]:
 
 def run_facts(run: Run, here: Address, now: float, late: float, silent: float) -> Facts:
     """Gather what the page of a run shows, all of one moment."""
+    with run.view().still():
+        facts = lively_facts(run, here, now, late, silent)
+        return facts | settled_facts(run, facts)
+
+
+def lively_facts(run: Run, here: Address, now: float, late: float, silent: float) -> Facts:
+    """Gather what may change with every event, and what every part needs."""
     view = run.view()
     with view.still():
         rows = sites.site_rows(run, now, late, silent)
-        names = [row.name for row in rows]
         findings = _findings(view, rows)
         metrics = curves.metrics_of(view)
-        here = here.of_run(metrics, findings, names, view.last_round())
+        here = here.of_run(metrics, findings, [row.name for row in rows], view.last_round())
         summary = runs.summary(run, now)
         facts: Facts = {
-            "aggregation": aggregation.aggregation(view, here.round),
-            "curve": curves.curve(view, here.metric, here.finding if here.metric in BY_FINDING else ""),
             "downloads": downloads(run),
             "epsilon": [(site, *points[-1]) for site, points in sorted(view.series("epsilon").items())],
             "feed": feed.feed(view, limit=here.events + 1),
             "last_round": view.last_round(),
-            "matrix": matrix.matrix(view, here.finding),
             "plan": plan.plan_facts(view),
-            "reliability": _reliability(view, findings, here),
-            "tested_auroc": _tested(view),
+            "worst": _worst(view, rows, summary),
         }
     shown = {
         "findings": findings,
@@ -153,17 +155,30 @@ def run_facts(run: Run, here: Address, now: float, late: float, silent: float) -
     return facts | shown | _choices(shown | facts)
 
 
+def settled_facts(run: Run, facts: Facts) -> Facts:
+    """Gather what changes only with a round or an evaluation; ``facts`` are the lively ones."""
+    view, here = run.view(), facts["here"]
+    with view.still():
+        found: Facts = {
+            "aggregation": aggregation.aggregation(view, here.round),
+            "curve": curves.curve(view, here.metric, here.finding if here.metric in BY_FINDING else ""),
+            "matrix": matrix.matrix(view, here.finding),
+            "reliability": _reliability(view, facts["findings"], here),
+        }
+    curve = found["curve"]
+    return found | {
+        "chosen_finding_only": bool(here.finding) and found["matrix"] is not None,
+        "curve_rows": _newest(curve, _TABLE_ROUNDS),
+        "site_columns": _newest(curve, _SITE_ROUNDS),
+        "told": _told(found),
+    }
+
+
 def _findings(view: LedgerView, rows: Sequence[SiteRow]) -> tuple[str, ...]:
     config = view.config()
     if config is not None:
         return config.data.findings
     return tuple(sorted({finding for row in rows for finding in row.findings}))
-
-
-def _tested(view: LedgerView) -> dict[str, float | None]:
-    """Return each site's macro AUROC of the federated model on its test studies."""
-    found = view.evaluations("test", "federated").get("federated", {})
-    return {site: metrics.get("macro-auroc") for site, metrics in found.items()}
 
 
 def _reliability(view: LedgerView, findings: Sequence[str], here: Address) -> Reliability | None:
@@ -177,7 +192,7 @@ def _reliability(view: LedgerView, findings: Sequence[str], here: Address) -> Re
 
 def _choices(facts: Facts) -> Facts:
     """Add what only the templates need: lists to choose from, short sums, rows of the tables."""
-    here, rows, curve = facts["here"], facts["rows"], facts["curve"]
+    here, rows = facts["here"], facts["rows"]
     others = [metric for metric in facts["metrics"] if metric not in MAIN_METRICS]
     contacts = Counter(row.contact for row in rows)
     last = facts["last_round"]
@@ -187,9 +202,7 @@ def _choices(facts: Facts) -> Facts:
     return {
         "active": facts["summary"].standing.state in ACTIVE,
         "by_finding": here.metric in BY_FINDING,
-        "chosen_finding_only": bool(here.finding) and facts["matrix"] is not None,
         "contacts": [(name, contacts[name]) for name in _CONTACTS if contacts[name]],
-        "curve_rows": _newest(curve, _TABLE_ROUNDS),
         "feed": facts["feed"][: here.events],
         "finding_options": [("", "all (macro)"), *((name, words(name)) for name in facts["findings"])],
         "main_metrics": [name for name in MAIN_METRICS if name in facts["metrics"]],
@@ -201,14 +214,11 @@ def _choices(facts: Facts) -> Facts:
         "row_of": {row.name: row for row in rows},
         "round_options": [("", f"newest ({last})"), *((number, str(number)) for number in rounds)],
         "rounds_so_far": max((len(row.participation) for row in rows), default=0),
-        "site_columns": _newest(curve, _SITE_ROUNDS),
         "site_count": len(rows),
         "site_options": [("", "all together"), *((row.name, row.name) for row in rows)],
         "sites": sorted_sites(rows, here),
         "strip": STRIP,
-        "told": _told(facts),
         "tested": any(row.gain for row in rows),
-        "worst": _worst(facts),
     }
 
 
@@ -236,16 +246,16 @@ def _newest(curve: Curve | None, most: int) -> list[int]:
     return told[: -most - 1 : -1]
 
 
-def _worst(facts: Facts) -> tuple[str, float, str] | None:
+def _worst(view: LedgerView, rows: Sequence[SiteRow], summary: RunSummary) -> tuple[str, float, str] | None:
     """Return the worst site, its macro AUROC and which studies that is of: the same as the mean's."""
-    split = facts["summary"].split
-    known = [(row.auroc, row.name) for row in facts["rows"] if row.auroc is not None]
-    if split == "test":
-        known = [(area, site) for site, area in facts["tested_auroc"].items() if area is not None]
+    known = [(row.auroc, row.name) for row in rows if row.auroc is not None]
+    if summary.split == "test":
+        tested = view.keep(matrix.Areas).areas.get("federated", {})
+        known = [(float(of[0, 0]), site) for site, of in tested.items() if of[0, 0] == of[0, 0]]
     if not known:
         return None
     value, name = min(known)
-    return name, value, split
+    return name, value, summary.split
 
 
 def sections(made: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -253,10 +263,16 @@ def sections(made: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(key, name) for key, name in SECTIONS.items() if key in made]
 
 
-def run_parts(facts: Facts) -> dict[str, str]:
-    """Write every part of a run's page."""
-    shown = [key for key in SECTIONS if key != "privacy" or facts["epsilon"]]
-    return {key: written(f"part_{key}", facts) for key in ("headline", *shown)}
+SETTLED = ("curves", "matrix", "aggregation", "privacy")
+"""Parts that change only with a round or an evaluation."""
+LIVELY = ("headline", *(key for key in SECTIONS if key not in SETTLED))
+"""Parts that may change with every event."""
+
+
+def run_parts(facts: Facts, wanted: Sequence[str] = (*LIVELY, *SETTLED)) -> dict[str, str]:
+    """Write parts of a run's page, all of them unless some are named."""
+    shown = [key for key in wanted if key != "privacy" or facts["epsilon"]]
+    return {key: written(f"part_{key}", facts) for key in shown}
 
 
 def titles(summary: RunSummary) -> dict[str, str]:
