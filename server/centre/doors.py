@@ -73,8 +73,12 @@ class Doors:
         )[0]
         listener = _Listener(family, kind, protocol)
         listener.doors = self
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
         listener.setblocking(False)
         return listener
 

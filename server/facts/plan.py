@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.overrides import read_toml
@@ -30,8 +32,13 @@ def plan_facts(view: LedgerView) -> PlanFacts | None:
     return PlanFacts(
         digests={name: str(digest) for name, digest in digests.items() if digest},
         versions=dict(versions),
-        settings=dict(settings),
+        settings={key: _shown(key, value) for key, value in settings.items()},
         changed=tuple(key for key, value in settings.items() if usual.get(key) != value),
         trained_parameters=trained,
         base_parameters=base,
     )
+
+
+def _shown(key: str, value: str | int | float | bool) -> str | int | float | bool:
+    """Leave out where on this machine a file of weights lies."""
+    return PurePath(value).name if key == "model.weights" and isinstance(value, str) else value

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from fastapi import Request, Response
 
 MOST_BYTES = 32_000_000
 """What all answers kept may take together."""
+
+SAME = 0.15
+"""Seconds; less than the script waits, after an event, before it asks."""
+
+Moment = tuple[str, int, int]
+"""A run, its revision, and roughly the time."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Answers:
         self._kept: OrderedDict[Hashable, bytes | Answer] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._moments: dict[Hashable, tuple[float, Moment]] = {}
+        self._looking = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], bytes | Answer]) -> bytes | Answer:
         """Return the answer of a key, made by ``make`` if it is not kept."""
@@ -60,6 +69,18 @@ class Answers:
                 with self._lock:
                     self._making.pop(key, None)
             self._keep(key, found)
+            return found
+
+    def lately(self, key: Hashable, look: Callable[[], Moment]) -> Moment:
+        """Return what ``look`` found within the last ``SAME`` seconds, or look again.
+
+        Watchers ask all at once when something has changed; one look serves them.
+        """
+        with self._looking:
+            looked, found = self._moments.get(key, (-SAME, None))
+            if found is None or time.monotonic() - looked >= SAME:
+                found = look()
+                self._moments[key] = (time.monotonic(), found)
             return found
 
     def _keep(self, key: Hashable, found: bytes | Answer) -> None:

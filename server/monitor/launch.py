@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from server.facts.runs import Runs
     from server.monitor.alerts.loop import AlertLoop
 
-NICE = 10
+NICE = 19
 """How far the monitor stands back for whatever else computes on this machine."""
 MOST_FILES = 8192
 """Open at once: a connection per watcher, three files per ledger."""

@@ -23,6 +23,7 @@ from server.monitor.wording import FILTERS, GLOBALS
 def environment() -> Environment:
     """Return the templates, which escape whatever is put in."""
     made = templates_in(Path(__file__).parent / "templates")
+    made.auto_reload = False  # else it looks at every file's age for every part
     made.filters.update(FILTERS)
     made.globals.update(GLOBALS | {"asset": address_of})
     return made

@@ -19,7 +19,7 @@ from server.facts.standing import standing
 from server.monitor import parts
 from server.monitor.address import Address
 from server.monitor.comparing import compare_facts, compare_key
-from server.monitor.fresh import Answer, Answers, as_json, send
+from server.monitor.fresh import Answer, Answers, Moment, as_json, send
 from server.monitor.layout import page
 from server.monitor.wording import ACTIVE
 
@@ -73,7 +73,8 @@ def run_page(request: Request, run: str) -> Response:
     """Show one run."""
     monitor: Monitor = request.app.state.monitor
     found = monitor.runs.find(run)
-    told = json.loads(_run_parts(monitor, _answers(request), found, Address.of(request.query_params)))
+    here, moment = Address.of(request.query_params), _moment(monitor, found)
+    told = json.loads(_run_parts(monitor, _answers(request), found, here, moment))
     made = told["parts"]
     shown = {"key": found.key, "now": monitor.now(), "title": told["title"], "name": told["name"]}
     return page(request, "run.html.j2", parts=_markup(made), sections=parts.sections(made), **shown)
@@ -84,17 +85,18 @@ def run_update(request: Request, run: str) -> Response:
     """Send the parts and figures of a run's page again."""
     monitor: Monitor = request.app.state.monitor
     found, answers, here = monitor.runs.find(run), _answers(request), _looked_at(request)
-    key = ("update", *_moment(monitor, found), _choices(here))
+    moment = answers.lately(found.key, lambda: _moment(monitor, found))
+    key = ("update", *moment, _choices(here))
 
     def make() -> Answer:
-        head = _run_parts(monitor, answers, found, here)
+        head = _run_parts(monitor, answers, found, here, moment)
         figures = _figures(answers, found, _query(Address(**json.loads(head)["looked_at"])))
         return Answer.of(head[:-1] + b',"figures":{' + figures + b"}}")
 
     return send(request, _answer(answers, key, make))
 
 
-def _moment(monitor: Monitor, run: Run) -> tuple[str, int, int]:
+def _moment(monitor: Monitor, run: Run) -> Moment:
     """Name what a run's parts depend on beside the query: its revision, and roughly the time.
 
     What is read later than the revision may be newer than it says, never older.
@@ -104,9 +106,8 @@ def _moment(monitor: Monitor, run: Run) -> tuple[str, int, int]:
     return run.key, revision, int(now // (TICK if active else SLOW_TICK))
 
 
-def _run_parts(monitor: Monitor, answers: Answers, run: Run, here: Address) -> bytes:
+def _run_parts(monitor: Monitor, answers: Answers, run: Run, here: Address, moment: Moment) -> bytes:
     """Return the parts of a run's page as JSON, with what they are of."""
-    moment = _moment(monitor, run)
     settings = monitor.settings
 
     def make() -> bytes:

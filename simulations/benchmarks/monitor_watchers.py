@@ -1,17 +1,16 @@
-"""Whether fifty watchers slow a run down: the same simulation with and without them, in pairs.
+"""Whether fifty watchers slow a run down: rounds of one simulation with and without them, in turns.
 
-    python -m simulations.benchmarks.monitor_watchers --pairs 6 --watchers 50
+    python -m simulations.benchmarks.monitor_watchers --pairs 12 --watchers 50
 
-A monitor serves the folder in both runs of a pair; in one of them watchers follow the run as
-browsers do (`simulations.benchmarks.watchers`), in the other nobody does. Which comes first
-alternates. A round's seconds are from one ``round`` event of the ledger to the next, so whatever
-lies between rounds counts too; the first round, which warms up, does not.
+A monitor serves the run's folder all the time. For some rounds nobody looks; for the next ones
+watchers follow the run as browsers do (`simulations.benchmarks.watchers`), and so on; which comes
+first alternates. A pair lies within a minute, so what the machine does besides weighs little. A
+round's seconds are from one ``round`` event of the ledger to the next; the first round of each
+stretch, in which watchers come or go, does not count.
 
-The watchers are one process at the lowest priority. In life they sit at other machines: their own
-processor time is told apart, and on a machine with few cores some of the slowdown is still theirs,
-not the monitor's. ``--without-monitor`` compares with a run beside which no monitor serves at all.
-
-Ends with 1 if the rounds took more than ``--most`` times as long (the geometric mean of the pairs).
+In life watchers sit at other machines, so their process has a core of its own, which neither the
+simulation nor the monitor uses; these two share the others. Ends with 1 if rounds took more than ``--most`` times as long (the geometric mean of
+the pairs), or if a watcher was not served.
 """
 
 from __future__ import annotations
@@ -20,21 +19,20 @@ import argparse
 import json
 import math
 import os
-import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from server.ledger import Ledger
 from simulations.benchmarks.monitor_process import MonitorProcess
 
 RUN = "watched"
@@ -55,75 +53,83 @@ QUERIES = [
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One run."""
+class Stretch:
+    """Some rounds on end, with watchers or without."""
 
-    seconds: tuple[float, ...]
-    """Of each round but the first."""
-    processor: float
-    """Processor seconds of the simulation."""
+    watched: bool
+    first: int
+    last: int
     monitor: float
-    """Processor seconds of the monitor while the run went on."""
-    peak: int
-    """Most bytes of memory the monitor had."""
+    """Processor seconds of the monitor meanwhile."""
     seen: dict[str, float]
     """What the watchers say, empty without."""
 
-    @property
-    def round(self) -> float:
-        """Mean seconds of a round."""
-        return statistics.fmean(self.seconds)
+
+class Watchers:
+    """Fifty tabs, or so, until ``leave``."""
+
+    def __init__(self, address: str, count: int, cores: list[int]) -> None:
+        command = [sys.executable, "-m", "simulations.benchmarks.watchers", address, RUN]
+        command += ["--count", str(count), "--query", json.dumps(QUERIES)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        os.sched_setaffinity(self._process.pid, cores)
+
+    def leave(self) -> dict[str, float]:
+        """Close every tab; returns what they saw."""
+        told: dict[str, float] = json.loads(self._process.communicate(timeout=60)[0])
+        return told
 
 
-@dataclass(frozen=True)
-class Series:
-    """What is run again and again."""
+class Simulation:
+    """A run as a command of its own, and how far it is."""
 
-    experiment: str
-    changes: tuple[str, ...]
-    sites: Path
-    """Sites that were prepared once."""
+    def __init__(self, experiment: str, folder: Path, rounds: int, changes: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "simulations.cli", "run", experiment, "--quiet"]
+        command += ["--out", str(folder), "--arms", "federated", "--set", f"rounds.count={rounds}"]
+        command += [word for change in changes for word in ("--set", change)]
+        self._ledger = folder / "ledger.sqlite"
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-    def run(self, folder: Path, watchers: int, monitored: bool) -> Outcome:
-        """Run once in an empty folder, with so many watchers."""
-        out = folder / RUN
-        shutil.copytree(self.sites, out / "sites")
-        with ExitStack() as beside:
-            monitor = beside.enter_context(MonitorProcess(folder)) if monitored else None
-            # What the monitor does to start is not what it does for watchers.
-            before = 0.0 if monitor is None else _settled(monitor)
-            watching = _watch(monitor.address, watchers) if monitor is not None and watchers else None
-            processor = self.simulate(out)
-            work = 0.0 if monitor is None else monitor.work() - before
-            seen = {} if watching is None else json.loads(watching.communicate(timeout=60)[0])
-        seconds = round_seconds(out)
-        shutil.rmtree(out)
-        peak = 0 if monitor is None else monitor.peak
-        return Outcome(seconds, processor, work, peak, seen)
+    def ends(self) -> list[float]:
+        """Return when each round ended, so far."""
+        if not self._ledger.is_file():
+            return []
+        with closing(sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True)) as ledger:
+            try:
+                found = ledger.execute("SELECT time FROM events WHERE kind = 'round' ORDER BY id").fetchall()
+            except sqlite3.OperationalError:
+                return []
+        return [moment for (moment,) in found]
 
-    def simulate(self, out: Path) -> float:
-        """Run the simulation as a command of its own; returns its processor seconds.
+    def wait_for(self, rounds: int) -> None:
+        """Return when so many rounds are over.
 
         Raises:
-            RuntimeError: if it failed.
+            RuntimeError: if the run ends before.
         """
-        command = [sys.executable, "-m", "simulations.cli", "run", self.experiment, "--quiet"]
-        command += ["--out", str(out), "--arms", "federated"]
-        command += [word for change in self.changes for word in ("--set", change)]
-        started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(started.pid, 0)
-        started.returncode = os.waitstatus_to_exitcode(status)
-        if started.returncode:
-            raise RuntimeError(f"the simulation failed: {' '.join(command)}")
-        return used.ru_utime + used.ru_stime
+        while len(self.ends()) < rounds:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the simulation ended after {len(self.ends())} rounds")
+            time.sleep(0.1)
 
 
-def round_seconds(folder: Path) -> tuple[float, ...]:
-    """Return the seconds from each round's end to the next one's, as the ledger tells."""
-    ledger = Ledger(folder / "ledger.sqlite")
-    ends = [event.time for event in ledger.events() if event.kind == "round"]
-    ledger.close()
-    return tuple(later - earlier for earlier, later in pairwise(ends))
+def stretches(
+    simulation: Simulation, monitor: MonitorProcess, pairs: int, rounds: int, watchers: tuple[int, list[int]]
+) -> list[Stretch]:
+    """Go through the run in stretches of so many rounds that count and one that does not."""
+    found: list[Stretch] = []
+    over = 1  # the very first round warms up
+    simulation.wait_for(over)
+    for k in range(pairs):
+        for watched in (False, True) if k % 2 == 0 else (True, False):
+            before = monitor.work()
+            looking = Watchers(monitor.address, *watchers) if watched else None
+            simulation.wait_for(over + 1 + rounds)
+            work = monitor.work() - before
+            seen = looking.leave() if looking else {}
+            found.append(Stretch(watched, over + 2, over + 1 + rounds, work, seen))
+            over = len(simulation.ends())
+    return found
 
 
 def interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -138,82 +144,63 @@ def interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float
     return math.exp(low), math.exp(high)
 
 
-def _watch(address: str, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "simulations.benchmarks.watchers", address, RUN, "--count", str(count)]
-    command += ["--query", json.dumps(QUERIES)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _settled(monitor: MonitorProcess) -> float:
-    """Wait until the monitor rests; returns what it has worked."""
-    before = -1.0
-    while monitor.work() - before > 0.01:
-        before = monitor.work()
-        time.sleep(0.5)
-    return monitor.work()
-
-
-def _compare(series: Series, folder: Path, options: argparse.Namespace) -> list[tuple[Outcome, Outcome]]:
-    """Run the pairs, each (without, with) watchers, and print them as they come.
-
-    ``its CPU`` is the ratio of the simulation's own processor seconds; what is not in it but in the
-    ratio of the rounds was time spent waiting for a core.
-    """
-    pairs = []
-    threads = os.environ.get("OMP_NUM_THREADS", "as many as there are cores")
-    sys.stdout.write(f"{os.cpu_count()} cores; threads of the simulation: {threads}\n")
+def _ratios(found: Sequence[Stretch], ends: Sequence[float]) -> list[float]:
+    """Print the pairs; returns watched over alone for each."""
+    took = [later - earlier for earlier, later in pairwise(ends)]  # of round 2, 3 ...
     sys.stdout.write(
-        f"{'pair':>4} {'round s':>8} {'watched':>8} {'ratio':>7} {'its CPU':>8} {'monitor CPU s':>14}"
-        f" {'watchers CPU s':>15} {'events':>7} {'answers':>8} {'same':>6} {'errors':>7}\n"
+        f"{'pair':>4} {'round s':>8} {'watched':>8} {'ratio':>7} {'monitor CPU s':>14} {'events':>7}"
+        f" {'answers':>8} {'same':>6} {'errors':>7}\n"
     )
-    for k in range(options.pairs):
-        found: dict[int, Outcome] = {}
-        for watchers in (0, options.watchers) if k % 2 == 0 else (options.watchers, 0):
-            monitored = bool(watchers) or not options.without_monitor
-            found[watchers] = series.run(folder, watchers, monitored)
-        alone, watched = found[0], found[options.watchers]
-        pairs.append((alone, watched))
+    ratios = []
+    for k, pair in enumerate(zip(found[::2], found[1::2], strict=True)):
+        alone, watched = sorted(pair, key=lambda stretch: stretch.watched)
+        means = [statistics.fmean(took[s.first - 2 : s.last - 1]) for s in (alone, watched)]
+        ratios.append(means[1] / means[0])
         seen = watched.seen
         sys.stdout.write(
-            f"{k + 1:>4} {alone.round:8.3f} {watched.round:8.3f} {watched.round / alone.round:7.3f}"
-            f" {watched.processor / alone.processor:8.3f} {watched.monitor:14.1f} {seen['processor']:15.1f}"
+            f"{k + 1:>4} {means[0]:8.3f} {means[1]:8.3f} {ratios[-1]:7.3f} {watched.monitor:14.1f}"
             f" {seen['events']:7.0f} {seen['answers']:8.0f} {seen['unchanged']:6.0f} {seen['errors']:7.0f}\n"
         )
-        sys.stdout.flush()
-    return pairs
+    return ratios
 
 
 def main() -> int:
-    """Prepare the sites, run the pairs, print the ratio; returns 1 if it is above the limit."""
+    """Run, watch in turns, print the ratio; returns 1 if it is above the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5, help="of each stretch, that count")
     parser.add_argument("--watchers", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--experiment", default="demo")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
-    parser.add_argument("--without-monitor", action="store_true", help="no monitor where nobody watches")
     parser.add_argument("--most", type=float, default=1.02, help="of the ratio of round times")
     options = parser.parse_args()
-    changes = (f"rounds.count={options.rounds}", *options.changes)
-    with tempfile.TemporaryDirectory() as temporary:
-        warm = Path(temporary) / "warm"
-        Series(options.experiment, (*changes, "rounds.count=1"), warm).simulate(warm)
-        series = Series(options.experiment, changes, warm / "sites")
-        (Path(temporary) / "runs").mkdir()
-        pairs = _compare(series, Path(temporary) / "runs", options)
-    ratios = [watched.round / alone.round for alone, watched in pairs]
+    cores = sorted(os.sched_getaffinity(0))
+    theirs = cores[-1:]
+    os.sched_setaffinity(0, cores[:-1] or theirs)  # what is started inherits it
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(cores) - 1))
+    sys.stdout.write(f"{len(cores)} cores, one of them for the watchers\n")
+    with tempfile.TemporaryDirectory() as temporary, MonitorProcess(Path(temporary)) as monitor:
+        rounds = 10 + 2 * options.pairs * (options.rounds + 3)  # a round may pass while watchers leave
+        folder = Path(temporary) / RUN
+        simulation = Simulation(options.experiment, folder, min(rounds, 500), options.changes)
+        try:
+            watchers = (options.watchers, theirs)
+            found = stretches(simulation, monitor, options.pairs, options.rounds, watchers)
+            ratios = _ratios(found, simulation.ends())
+        finally:
+            simulation.process.kill()
+            simulation.process.wait()
+        peak = monitor.peak
     ratio = math.exp(statistics.fmean(math.log(r) for r in ratios))
     low, high = interval(ratios)
     sys.stdout.write(
         f"rounds with {options.watchers} watchers took {ratio:.4f} times as long "
         f"(95 % interval {low:.4f} to {high:.4f}, {len(ratios)} pairs, limit {options.most:g})\n"
-        f"the monitor took at most {max(o.peak for pair in pairs for o in pair) / 1e6:.0f} MB\n"
+        f"the monitor took at most {peak / 1e6:.0f} MB\n"
     )
-    missed = [o.seen for _, o in pairs if o.seen["watching"] < options.watchers or o.seen["errors"]]
+    missed = [s for s in found if s.watched and (s.seen["watching"] < options.watchers or s.seen["errors"])]
     if missed:
-        sys.stdout.write(
-            f"in {len(missed)} runs some watchers were not served; these do not count for much\n"
-        )
+        sys.stdout.write(f"in {len(missed)} stretches some watchers were not served\n")
     return int(ratio > options.most or bool(missed))
 
 

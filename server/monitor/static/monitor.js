@@ -135,11 +135,12 @@
     const layout = coloured(wanted.layout, tokens);
     layout.autosize = true;
     delete layout.width;
-    if (zoom !== 1) enlarge(layout, zoom);
+    const data = coloured(wanted.data, tokens);
+    if (zoom !== 1) enlarge([data, layout], zoom);
     const plot = figure.querySelector(".plot");
     plot.querySelector(".pending")?.remove();
     drawn.set(id, wanted);
-    window.Plotly.react(plot, coloured(wanted.data, tokens), layout, {
+    window.Plotly.react(plot, data, layout, {
       displaylogo: false, showTips: false, modeBarButtons: [["toImage", "resetScale2d"]],
     });
   }
@@ -147,7 +148,7 @@
     for (const [name, value] of Object.entries(part)) {
       if (name === "height" && typeof value === "number") part[name] = value * zoom;
       else if (/font$/.test(name) && value && typeof value.size === "number") value.size *= zoom;
-      if (value && typeof value === "object") enlarge(value, zoom);
+      if (value && typeof (Array.isArray(value) ? value[0] : value) === "object") enlarge(value, zoom);
     }
   }
   function redraw() {

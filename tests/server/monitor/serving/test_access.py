@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
@@ -91,6 +92,28 @@ def test_a_session_from_login_to_logout(served: Serve) -> None:
     stolen.set("__Host-fedcxr", token, domain="127.0.0.1")
     client.cookies = stolen
     assert client.get("/runs/first").status_code == 401, "the session is over, not only the cookie"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_browser_logs_in_by_keyboard_and_axe_finds_no_violation(
+    served: Serve, page_browser: Any, theme: str
+) -> None:
+    site = served(login=True)
+    page = page_browser.new_page(color_scheme=theme)
+    page.goto(f"{site.address}/runs/first")
+    assert Axe().run(page).response["violations"] == []
+    page.keyboard.type("alice")
+    page.keyboard.press("Tab")
+    page.keyboard.type("a wrong password")
+    page.keyboard.press("Enter")
+    page.locator("[role=alert]").wait_for()
+    assert Axe().run(page).response["violations"] == []
+    page.get_by_label("Name").fill("alice")
+    page.get_by_label("Password").fill(RIGHT)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs/first")
+    assert "first" in page.locator("h1").inner_text()
+    page.context.close()
 
 
 def test_without_tls_the_cookie_is_still_kept_from_scripts_and_strangers(served: Serve) -> None:
