@@ -9,8 +9,8 @@ round's seconds are from one ``round`` event of the ledger to the next; the firs
 stretch, in which watchers come or go, does not count.
 
 In life watchers sit at other machines, so their process has a core of its own, which neither the
-simulation nor the monitor uses; these two share the others. Ends with 1 if rounds took more than ``--most`` times as long (the geometric mean of
-the pairs), or if a watcher was not served.
+simulation nor the monitor uses; these two share the others. Ends with 1 if rounds took more than
+``--most`` times as long (the geometric mean of the pairs), or if a watcher was not served.
 """
 
 from __future__ import annotations
