@@ -18,7 +18,7 @@ MOST_BYTES = 32_000_000
 """What all answers kept may take together."""
 
 SAME = 0.15
-"""Seconds; less than the script waits, after an event, before it asks."""
+"""Seconds for which a run whose files are as they were is not looked at again."""
 
 Moment = tuple[str, int, int]
 """A run, its revision, and roughly the time."""
@@ -49,7 +49,7 @@ class Answers:
         self._kept: OrderedDict[Hashable, bytes | Answer] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
-        self._moments: dict[Hashable, tuple[float, Moment]] = {}
+        self._moments: dict[Hashable, tuple[object, float, Moment]] = {}
         self._looking = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], bytes | Answer]) -> bytes | Answer:
@@ -71,16 +71,17 @@ class Answers:
             self._keep(key, found)
             return found
 
-    def lately(self, key: Hashable, look: Callable[[], Moment]) -> Moment:
-        """Return what ``look`` found within the last ``SAME`` seconds, or look again.
+    def lately(self, key: Hashable, stamp: object, look: Callable[[], Moment]) -> Moment:
+        """Return what ``look`` found at the same stamp within the last ``SAME`` seconds, or look again.
 
         Watchers ask all at once when something has changed; one look serves them.
         """
         with self._looking:
-            looked, found = self._moments.get(key, (-SAME, None))
-            if found is None or time.monotonic() - looked >= SAME:
-                found = look()
-                self._moments[key] = (time.monotonic(), found)
+            known = self._moments.get(key)
+            if known is not None and known[0] == stamp and time.monotonic() - known[1] < SAME:
+                return known[2]
+            found = look()
+            self._moments[key] = (stamp, time.monotonic(), found)
             return found
 
     def _keep(self, key: Hashable, found: bytes | Answer) -> None:

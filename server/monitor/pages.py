@@ -21,6 +21,7 @@ from server.monitor.address import Address
 from server.monitor.comparing import compare_facts, compare_key
 from server.monitor.fresh import Answer, Answers, Moment, as_json, send
 from server.monitor.layout import page
+from server.monitor.watch import stamp_of
 from server.monitor.wording import ACTIVE
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def run_update(request: Request, run: str) -> Response:
     """Send the parts and figures of a run's page again."""
     monitor: Monitor = request.app.state.monitor
     found, answers, here = monitor.runs.find(run), _answers(request), _looked_at(request)
-    moment = answers.lately(found.key, lambda: _moment(monitor, found))
+    moment = answers.lately(found.key, stamp_of(found), lambda: _moment(monitor, found))
     key = ("update", *moment, _choices(here))
 
     def make() -> Answer:

@@ -155,7 +155,7 @@ class Watch:
     def _has_changed(self, run: Run, known: _Followed, looked_at: bool) -> bool:
         before = (known.revision, known.contacts)
         try:
-            stamp = _stamp(run)
+            stamp = stamp_of(run)
             if stamp != known.stamp:
                 known.revision = run.view().revision()
                 known.stamp = stamp
@@ -201,7 +201,7 @@ def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments
         loop.call_soon_threadsafe(what, *arguments)
 
 
-def _stamp(run: Run) -> tuple[tuple[int, int], ...]:
+def stamp_of(run: Run) -> tuple[tuple[int, int], ...]:
     """Return what changes with every commit: time and size of the ledger and of its log."""
     found = []
     for name in ("ledger.sqlite", "ledger.sqlite-wal"):

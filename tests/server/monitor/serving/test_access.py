@@ -100,7 +100,7 @@ def test_a_browser_logs_in_by_keyboard_and_axe_finds_no_violation(
 ) -> None:
     site = served(login=True)
     page = page_browser.new_page(color_scheme=theme)
-    page.goto(f"{site.address}/runs/first")
+    page.goto(f"{site.address}runs/first")
     assert Axe().run(page).response["violations"] == []
     page.keyboard.type("alice")
     page.keyboard.press("Tab")

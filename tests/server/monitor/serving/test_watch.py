@@ -72,13 +72,13 @@ def test_what_is_old_and_unwatched_is_polled_seldom(
     watch: Watch, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    real = watching._stamp
+    real = watching.stamp_of
 
     def counted(run: Any) -> Any:
         looked.append(run.key)
         return real(run)
 
-    monkeypatch.setattr(watching, "_stamp", counted)
+    monkeypatch.setattr(watching, "stamp_of", counted)
     monkeypatch.setattr(watching, "LIVE_FOR", 0.0)
     for _ in range(20):
         watch.poll()
