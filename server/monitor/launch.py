@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from server.facts.runs import Runs
     from server.monitor.alerts.loop import AlertLoop
 
-NICE = 19
+NICE = 10
 """How far the monitor stands back for whatever else computes on this machine."""
 MOST_FILES = 8192
 """Open at once: a connection per watcher, three files per ledger."""
@@ -117,8 +117,6 @@ def prepare(wanted: Wanted) -> Ready:
 def launch(ready: Ready, say: Callable[[str], None], open_browser: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, having said where; alerts and the health service run beside."""
     os.nice(NICE)  # before any thread begins: on Linux each has its own
-    if hasattr(os, "sched_setscheduler"):  # never takes a core from what is at work on it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MOST_FILES), most))

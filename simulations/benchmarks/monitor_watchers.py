@@ -5,8 +5,8 @@
 A monitor serves the run's folder all the time. For some rounds nobody looks; for the next ones
 watchers follow the run as browsers do (`simulations.benchmarks.watchers`), and so on; which comes
 first alternates. A pair lies within a minute, so what the machine does besides weighs little. A
-round's seconds are from one ``round`` event of the ledger to the next; the first round of each
-stretch, in which watchers come or go, does not count.
+round's seconds are from one ``round`` event of the ledger to the next; the first two rounds of
+each stretch, in which watchers come or go, do not count.
 
 In life watchers sit at other machines, so their process has a core of its own, which neither the
 simulation nor the monitor uses; these two share the others. Ends with 1 if rounds took more than
@@ -37,6 +37,8 @@ from simulations.benchmarks.monitor_process import MonitorProcess
 
 RUN = "watched"
 REPLICATES = 10_000
+SETTLING = 2
+"""Rounds of each stretch in which watchers come or go."""
 QUERIES = [
     {},
     {},
@@ -116,7 +118,7 @@ class Simulation:
 def stretches(
     simulation: Simulation, monitor: MonitorProcess, pairs: int, rounds: int, watchers: tuple[int, list[int]]
 ) -> list[Stretch]:
-    """Go through the run in stretches of so many rounds that count and one that does not."""
+    """Go through the run in stretches of so many rounds that count, after those that do not."""
     found: list[Stretch] = []
     over = 1  # the very first round warms up
     simulation.wait_for(over)
@@ -124,10 +126,10 @@ def stretches(
         for watched in (False, True) if k % 2 == 0 else (True, False):
             before = monitor.work()
             looking = Watchers(monitor.address, *watchers) if watched else None
-            simulation.wait_for(over + 1 + rounds)
+            simulation.wait_for(over + SETTLING + rounds)
             work = monitor.work() - before
             seen = looking.leave() if looking else {}
-            found.append(Stretch(watched, over + 2, over + 1 + rounds, work, seen))
+            found.append(Stretch(watched, over + SETTLING + 1, over + SETTLING + rounds, work, seen))
             over = len(simulation.ends())
     return found
 
@@ -180,7 +182,9 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(cores) - 1))
     sys.stdout.write(f"{len(cores)} cores, one of them for the watchers\n")
     with tempfile.TemporaryDirectory() as temporary, MonitorProcess(Path(temporary)) as monitor:
-        rounds = 10 + 2 * options.pairs * (options.rounds + 3)  # a round may pass while watchers leave
+        rounds = 10 + 2 * options.pairs * (
+            options.rounds + SETTLING + 2
+        )  # a round may pass while watchers leave
         folder = Path(temporary) / RUN
         simulation = Simulation(options.experiment, folder, min(rounds, 500), options.changes)
         try:
