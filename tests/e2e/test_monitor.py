@@ -179,7 +179,7 @@ def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Calla
     for size, (width, height) in SIZES.items():
         page.set_viewport_size({"width": width, "height": height})
         for section in ("sites", "curves", "matrix", "aggregation"):
-            page.locator(f"#{section} h2").evaluate("title => title.scrollIntoView()")
+            page.locator(f"#{section} h2").first.evaluate("title => title.scrollIntoView()")
             page.wait_for_timeout(800)
             picture(page, f"{size}-{section}")
 
