@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,6 @@ MOST_STREAMS = 500
 """Open at once; the next is asked to come again later."""
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that nothing on the way gives the stream up."""
-PACE = 1.0
-"""Seconds between two events of one stream, at least."""
-MOST_EVENTS = 5.0
-"""A second, to all streams together: who watches costs a run little, however many they are."""
 STALLED = 30.0
 """Seconds a watcher may take to receive an event."""
 COME_BACK = 3000
@@ -106,26 +101,14 @@ class EventStream(Response):
                 return
             if news:
                 await _send(send, _event(news))
-                await _pause(subscription, self.monitor.watch.watchers() / MOST_EVENTS)
-
-
-async def _pause(subscription: Subscription, seconds: float) -> None:
-    """Let ``PACE`` pass, then wait for a whole multiple of some seconds; less if the stream is to end.
-
-    News that come meanwhile are kept. All streams wait for the same moments, so that watchers ask for
-    the same revision: what they ask for is then computed once.
-    """
-    step = max(seconds, PACE / 4)
-    ends = math.ceil((asyncio.get_running_loop().time() + PACE) / step) * step
-    while not subscription.over and (left := ends - asyncio.get_running_loop().time()) > 0:
-        await asyncio.sleep(min(left, 0.2))
+                with contextlib.suppress(TimeoutError):  # news that come meanwhile are kept
+                    await asyncio.wait_for(subscription.ended.wait(), self.monitor.watch.rest.left())
 
 
 async def _wait_until_gone(receive: Receive, subscription: Subscription) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    subscription.over = True
-    subscription.changed.set()
+    subscription.end()
 
 
 async def _send(send: Send, body: bytes, *, more: bool = True) -> None:

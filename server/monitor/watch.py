@@ -24,6 +24,10 @@ INTERVAL = 0.5
 """Seconds between two polls of a run that changes or is looked at."""
 IDLE_INTERVAL = 5.0
 """Seconds between two polls of a run that does neither."""
+SHARE = 0.01
+"""Of a core, for all watchers together."""
+LEAST_REST, MOST_REST = 1.0, 20.0
+"""Seconds between two events of one stream: at least, and at most whatever they cost."""
 LIVE_FOR = 120.0
 """Seconds after its last change for which a run is polled often."""
 
@@ -42,8 +46,18 @@ class Subscription:
     loop: asyncio.AbstractEventLoop
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     news: dict[str, int] = field(default_factory=dict)
-    over: bool = False
-    """The monitor is stopping: the stream ends."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the stream is to end."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream is to end."""
+        return self.ended.is_set()
+
+    def end(self) -> None:
+        """End it, whatever it waits for."""
+        self.ended.set()
+        self.changed.set()
 
     def take(self) -> dict[str, int]:
         """Return the news since the last call."""
@@ -64,6 +78,32 @@ class _Followed:
     contacts: object = None
 
 
+class Rest:
+    """When all streams may speak next: so late that watchers together cost a hundredth of a core.
+
+    They wait for the same moment, so that watchers ask for the same revision and what they ask for is
+    computed once. What an answer costs differs between machines, runs and numbers of watchers by more than
+    a hundred times; so it is measured, as processor time from one moment to the next.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._clock, self._spent = clock, spent
+        self._moment, self._before = float("-inf"), spent()
+
+    def left(self) -> float:
+        """Return the seconds until the next moment; whoever asks first after one sets the next."""
+        now = self._clock()
+        if now >= self._moment:
+            spent = self._spent()
+            self._moment = now + min(max((spent - self._before) / SHARE, LEAST_REST), MOST_REST)
+            self._before = spent
+        return self._moment - now
+
+
 class Watch:
     """Follows runs for subscribers on an event loop and for listeners of other kinds."""
 
@@ -71,6 +111,8 @@ class Watch:
         self, runs: Runs, late: float, silent: float, clock: Callable[[], float] = time.time
     ) -> None:
         self._runs, self._limits, self._clock = runs, (late, silent), clock
+        self.rest = Rest()
+        """When streams may speak next; used on the event loop alone."""
         self._known: dict[str, _Followed] = {}
         self._subscribers: set[Subscription] = set()
         self._listeners: list[Callable[[Changes], None]] = []
@@ -90,7 +132,7 @@ class Watch:
         with self._lock:
             subscribers = list(self._subscribers)
         for subscriber in subscribers:
-            _call(subscriber.loop, _end, subscriber)
+            _call(subscriber.loop, subscriber.end)
 
     def stop(self) -> None:
         """End every stream and the thread."""
@@ -104,7 +146,9 @@ class Watch:
 
     def subscribe(self, run: str = "") -> Subscription:
         """Begin to collect news of a run, or of all; call it on the event loop."""
-        subscription = Subscription(run, asyncio.get_running_loop(), over=self._stop.is_set())
+        subscription = Subscription(run, asyncio.get_running_loop())
+        if self._stop.is_set():
+            subscription.end()
         with self._lock:
             self._subscribers.add(subscription)
         return subscription
@@ -189,11 +233,6 @@ def _deliver(subscribers: list[Subscription], changes: Changes) -> None:
         if news:
             subscriber.news.update(news)
             subscriber.changed.set()
-
-
-def _end(subscriber: Subscription) -> None:
-    subscriber.over = True
-    subscriber.changed.set()
 
 
 def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: object) -> None:

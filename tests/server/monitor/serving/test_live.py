@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from server.ledger import Ledger
-from server.monitor import live
+from server.monitor import live, watch
 
 Serve = Callable[..., Any]
+PATIENCE = watch.MOST_REST + 5
+"""Seconds: a stream that has just told something may rest."""
 
 
 class Listener:
@@ -52,7 +54,7 @@ class Listener:
 
     def wait_for(self, number: int) -> None:
         """Wait until so many events have come."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while len(self.events) < number:
             assert time.monotonic() < end, self.events
             time.sleep(0.02)

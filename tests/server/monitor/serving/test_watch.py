@@ -16,7 +16,7 @@ import pytest
 from server.facts.runs import Runs
 from server.ledger import Ledger
 from server.monitor import watch as watching
-from server.monitor.watch import Watch
+from server.monitor.watch import LEAST_REST, MOST_REST, SHARE, Rest, Watch
 
 
 def change(runs: Path, run: str, text: str = "something") -> None:
@@ -159,3 +159,15 @@ def test_a_fault_in_it_does_not_end_it(runs: Path, monkeypatch: pytest.MonkeyPat
     watch.stop()
     shown.close()
     assert caplog.text.count("following the runs failed") == 2
+
+
+def test_streams_rest_so_long_that_watchers_cost_a_hundredth_of_a_core() -> None:
+    now, spent = 100.0, 5.0
+    rest = Rest(clock=lambda: now, spent=lambda: spent)
+    assert rest.left() == LEAST_REST, "nothing was spent yet"
+    now, spent = 100.4, 5.08
+    assert rest.left() == pytest.approx(0.6), "all wait for the same moment"
+    now = 101.0
+    assert rest.left() == pytest.approx(0.08 / SHARE)
+    now, spent = 120.0, 9.0
+    assert rest.left() == MOST_REST, "not for ever, whatever it cost"
