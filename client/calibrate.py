@@ -1,4 +1,4 @@
-"""What a site says of its validation studies when the sites calibrate a model together."""
+"""What a site says of its validation studies when the sites calibrate a model, and what it keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.metrics.platt import logits, site_sums
+from common.metrics.platt import logits, objective, site_sums
 from common.protocol import Value
 
 
@@ -47,3 +47,44 @@ def platt_metrics(
         told[f"{finding}.positives"], told[f"{finding}.negatives"] = sums.positives, sums.negatives
         told[f"{finding}.platt"] = sums.to_list()
     return told
+
+
+def own_bias(
+    probabilities: NDArray[Any], labels: NDArray[Any], slope: NDArray[Any], bias: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Return what this site adds to the common bias of each finding ``[F]``; it stays here.
+
+    The maximum of the likelihood of its own ``[N, F]`` validation studies over the bias alone, with
+    Platt's targets of its own counts, so that a handful of studies moves it less. 0 where the site has no
+    study with a finding, or none without it.
+
+    Raises:
+        DataError: if a probability of an annotated study is not within 0 to 1.
+    """
+    added = np.zeros(len(slope))
+    for j in range(len(slope)):
+        known = ~np.isnan(labels[:, j])
+        truth = labels[known, j]
+        if 0 < truth.sum() < truth.size:
+            z = logits(probabilities[known, j])
+            added[j] = _best_bias(z, truth, float(slope[j]), float(bias[j])) - bias[j]
+    return added
+
+
+def _best_bias(z: NDArray[Any], labels: NDArray[Any], slope: float, bias: float) -> float:
+    """Find where the gradient in the bias is zero; it grows with the bias, so between bounds it is there."""
+    reach = abs(slope) * float(np.abs(z).max()) + 2 * np.log(labels.size + 2.0)  # no target is more extreme
+    low, high, here = -reach, reach, min(max(bias, -reach), reach)
+    for _ in range(_STEPS):
+        found = objective(site_sums(z, labels, slope, here), slope, here)
+        gradient, curvature = float(found.gradient[1]), float(found.hessian[1, 1])
+        low, high = (low, here) if gradient > 0 else (here, high)
+        step = here - gradient / curvature if curvature > 0 else low
+        before, here = here, step if low < step < high else (low + high) / 2
+        if abs(here - before) < _NEAR:
+            break
+    return here
+
+
+_STEPS, _NEAR = 200, 1e-10
+"""Newton's steps, halved where they leave the bounds, end after a handful."""

@@ -10,26 +10,29 @@ import torch
 from numpy.typing import NDArray
 
 from client.data.dataset import SiteData
-from client.prefix_cache import StudyInputs
-from common.config import EvaluateConfig
+from client.prefix_cache import Modality, StudyInputs, leave_out
 from common.metrics.calibration import ece
-from common.metrics.discrimination import auroc, average_precision
+from common.metrics.discrimination import auroc, average_precision, best_threshold
 from common.metrics.summary import Difference, SiteMetrics, compare_scores, evaluate_scores
 from common.model.build import CxrModel
 from common.protocol import Value, validation_key
+from common.sections import EvaluateConfig
 from common.seeds import numpy_generator
 
 _BATCH = 128
 
 
-def predict(model: CxrModel, inputs: StudyInputs, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return probabilities ``[studies, F]`` of the adapter now in the model."""
+def predict(
+    model: CxrModel, inputs: StudyInputs, indices: NDArray[np.int64], missing: Modality = ""
+) -> NDArray[np.float32]:
+    """Return probabilities ``[studies, F]`` of the adapter now in the model, which may get a part only."""
     model.train_mode(False)
     with torch.inference_mode():
-        parts = [
-            torch.sigmoid(inputs.logits(inputs.batch(indices[i : i + _BATCH])).float()).cpu()
-            for i in range(0, len(indices), _BATCH)
-        ]
+        parts = []
+        for i in range(0, len(indices), _BATCH):
+            rows = indices[i : i + _BATCH]
+            batch = inputs.batch(rows, without=leave_out(len(rows), missing))
+            parts.append(torch.sigmoid(inputs.logits(batch).float()).cpu())
     if not parts:
         return np.zeros((0, len(model.findings)), dtype=np.float32)
     return torch.cat(parts).numpy()
@@ -87,12 +90,17 @@ def measure(
     seed: int,
     site: str,
     min_cell: int,
-    binned_by: NDArray[np.float32] | None = None,
+    *,
+    ranked_by: NDArray[np.float32] | None = None,
+    chosen_on: NDArray[np.float32] | None = None,
+    histograms: bool = False,
 ) -> tuple[SiteMetrics, dict[str, Difference]]:
     """Summarise scores, and compare them with a reference on the same resampled patients.
 
     The bootstrap is seeded by run and site, not by model, so intervals of two models are paired.
-    ``binned_by`` as in `evaluate_scores`.
+    ``chosen_on`` are the model's scores, as in ``ranked_by``, on the validation studies: there it is
+    chosen from where on a study is called to have a finding. ``ranked_by`` and ``histograms`` as in
+    `evaluate_scores`.
     """
     labels, patients = data.labels[indices], [str(p) for p in data.patients[indices]]
     truth = (labels, patients, data.findings)
@@ -101,8 +109,23 @@ def measure(
         generator = numpy_generator(seed, "bootstrap", site)
         return {"replicates": evaluate.replicates, "generator": generator, "min_cell": min_cell}
 
-    metrics = evaluate_scores(probabilities, *truth, **how(), binned_by=binned_by)
+    metrics = evaluate_scores(
+        probabilities,
+        *truth,
+        **how(),
+        ranked_by=ranked_by,
+        thresholds=_thresholds(chosen_on, data),
+        histograms=histograms,
+    )
     if reference is None:
         return metrics, {}
     macro, gains = compare_scores(probabilities, reference, *truth, **how())
     return metrics, gains | ({"macro": macro} if macro else {})
+
+
+def _thresholds(scores: NDArray[np.float32] | None, data: SiteData) -> list[float | None]:
+    """Return from where on each finding is called, by the validation studies; empty without scores."""
+    if scores is None:
+        return []
+    labels = data.labels[data.split["validation"]]
+    return [best_threshold(scores[:, j], labels[:, j]) for j in range(len(data.findings))]

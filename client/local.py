@@ -6,15 +6,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from client.data.dataset import SiteData
 from client.evaluate import macro_auroc, predict
 from client.prefix_cache import StudyInputs
+from client.pretrain.rounds import pretrain_round
 from client.train import train_round
 from common.adapter import AdapterState
 from common.files import write_atomic
 from common.model.build import CxrModel
+from common.pace import Pace, is_over, keep_pace
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,20 @@ class Baseline:
 
 
 def train_local(
-    model: CxrModel, data: SiteData, inputs: StudyInputs, site: str, file: Path, plan: str
+    model: CxrModel,
+    data: SiteData,
+    inputs: StudyInputs,
+    site: str,
+    file: Path,
+    plan: str,
+    pretext: Path,
+    class_weights: NDArray[np.float64] | None = None,
 ) -> Baseline:
     """Train alone for as many rounds, epochs and steps as in the federation, and keep the result.
+
+    Where the plan pretrains and the site can, it pretrains alone too; ``pretext`` is where what
+    pretraining throws away lies meanwhile. The learning rate and the end follow the site's own validation
+    as they follow that of all sites in the federation.
 
     With ``rounds.select = "best-validation"`` the best round on the site's validation studies is
     kept, as the federation does. A baseline of the same plan found on disk is used as it is.
@@ -38,16 +53,31 @@ def train_local(
     if (known := load_local(file, plan)) is not None:
         return known
     config, indices = model.config, data.split["validation"]
-    state, steps = model.initial_state(), 0
+    state, steps, pace, before = model.initial_state(), 0, Pace(), config.pretrain.rounds
     best: tuple[float, AdapterState, int] | None = None
-    for round_number in range(1, config.rounds.count + 1):
-        result = train_round(model, data, inputs, state, round_number, site)
+    for round_number in range(1, before + 1) if data.pool else ():
+        result = pretrain_round(model, data, state, round_number, site, pretext)
+        state, steps = result.state, steps + result.steps
+    round_number = before
+    while round_number < config.last_round and not is_over(pace, config):
+        round_number += 1
+        result = train_round(
+            model,
+            data,
+            inputs,
+            state,
+            round_number,
+            site,
+            class_weights=class_weights,
+            learning_rate=pace.learning_rate,
+        )
         state, steps = result.state, steps + result.steps
         model.load(state)
         score = macro_auroc(predict(model, inputs, indices), data.labels[indices])
         if score is not None and (best is None or score > best[0]):
-            best = (score, state, round_number)
-    kept = Baseline(state, steps, config.rounds.count)
+            best = (score, state, round_number - before)
+        pace = keep_pace(pace, config, round_number + 1, {} if score is None else {site: score})
+    kept = Baseline(state, steps, round_number - before)
     if best and config.rounds.select == "best-validation":
         kept = Baseline(best[1], steps, best[2])
     facts = {"plan": plan, "facts": json.dumps([kept.steps, kept.rounds_kept])}

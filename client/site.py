@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -33,13 +33,13 @@ from common.clinical import VARIABLES, canonical_variable
 from common.errors import ConfigError, LabelError, closest
 from common.findings import CHEXPERT_5, FINDINGS, Uncertainty, canonical
 from common.overrides import read_toml, shortened
+from common.sections import Redaction
 
 Value = str | int | float
 Layout = Literal[
     "table", "folder", "nih", "chexpert", "mimic", "padchest", "vindr", "rsna", "siim", "openi", "covid"
 ]
 Join = Literal["study", "accession", "patient", "instance", "file"]
-Redaction = Literal["none", "word", "sentence", "indication"]
 
 
 def _several(value: object) -> object:
@@ -201,11 +201,44 @@ class ModelConfig(_Part):
 
     weights: Path | None = None
     """safetensors file or folder, relative to site.toml, for plans that need weights of their own."""
+    text_weights: Path | None = None
+    """Folder of a text encoder with its tokenizer, relative to site.toml, for plans that read reports
+    with one of their own."""
 
-    @field_validator("weights")
+    @field_validator("weights", "text_weights")
     @classmethod
     def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         return None if value is None else Path((info.context or {}).get("folder", ".")) / value
+
+
+class UnlabelledConfig(_Part):
+    """``[unlabelled]``: images apart from the studies above, which pretraining uses instead of theirs."""
+
+    table: Path | None = None
+    """CSV or Parquet, relative to site.toml, with the columns that [columns] names; absent: every image
+    under root."""
+    root: Path | None = None
+    """Folder the images lie under; absent: data.root."""
+    views: tuple[str, ...] | None = None
+    """Views kept, as in [data]; absent: those of [data]."""
+
+    @field_validator("table", "root")
+    @classmethod
+    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else Path((info.context or {}).get("folder", ".")) / value
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _any_view(cls, value: object) -> object:
+        if isinstance(value, str):
+            return () if value.lower() == "any" else (value,)
+        return value
+
+    @model_validator(mode="after")
+    def _says_where(self) -> Self:
+        if self.table is None and self.root is None:
+            raise ValueError("give unlabelled.table, or unlabelled.root for every image under a folder")
+        return self
 
 
 class EvaluateConfig(_Part):
@@ -232,6 +265,7 @@ class SiteConfig(_Part):
     clinical: dict[str, str] = Field(default_factory=dict)
     """Clinical variable -> column; age and male are read from columns.age and columns.sex."""
     text: TextConfig = TextConfig()
+    unlabelled: UnlabelledConfig | None = None
     model: ModelConfig = ModelConfig()
     device: DeviceConfig = DeviceConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -331,7 +365,9 @@ def _known_keys(where: list[str]) -> list[str]:
     model: type[BaseModel] = SiteConfig
     for part in where:
         annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if not parts:
             return []
-        model = annotation
+        model = parts[0]
     return list(model.model_fields)

@@ -14,15 +14,14 @@ from torch.nn import functional
 
 from client.data.dataset import SiteData
 from client.evaluate import macro_auroc, predict
-from client.prefix_cache import StudyInputs
+from client.prefix_cache import StudyInputs, drop_modalities
 from common.adapter import AdapterState
-from common.config import TrainConfig
-from common.errors import DataError
+from common.class_weights import MAX_CLASS_WEIGHT, balanced
+from common.errors import DataError, SchemaError
 from common.model.build import CxrModel
-from common.pet.phase import trained_names
+from common.phase import phase_of, trained_names
+from common.sections import TrainConfig
 from common.seeds import derive, torch_generator
-
-MAX_CLASS_WEIGHT = 20.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,14 @@ def train_round(
     round_number: int,
     site: str,
     proximal_mu: float = 0.0,
+    class_weights: NDArray[np.float64] | None = None,
+    learning_rate: float = 1.0,
 ) -> LocalResult:
     """Train the round's tensors from ``start`` on the site's training studies.
 
-    The optimiser starts fresh; the learning rate follows the whole run. Randomness derives from
-    the run's seed, the site and the round, so a repeated round gives the same bits.
+    The optimiser starts fresh; the learning rate follows the phase of the run, times ``learning_rate``.
+    Randomness derives from the run's seed, the site and the round, so a repeated round gives the same
+    bits. ``class_weights`` ``[F]`` are those of all sites together, where the plan has them.
 
     ``proximal_mu`` adds mu / 2 ||w - w_start||^2 (FedProx, Li et al. 2020, eq. 2).
 
@@ -56,7 +58,7 @@ def train_round(
     """
     config = model.config
     train, seed = config.train, config.seed
-    names = trained_names(model.schema, config, round_number)
+    names, phase = trained_names(model.schema, config, round_number), phase_of(config, round_number)
     model.load(start)
     anchor = [start.tensors[name].to(model.device) for name in names]
     parameters = [model.parameters[name] for name in names]
@@ -65,9 +67,10 @@ def train_round(
     optimizer = _optimizer(model, names, train)
     indices = _labelled(data, site)
     labels = torch.from_numpy(data.labels)
-    weights = _class_weights(data, train)
+    weights = positive_weights(data, train, class_weights)
     order = torch_generator(seed, "order", site, round_number)
     views = torch_generator(seed, "augment", site, round_number)
+    absent = torch_generator(seed, "modality", site, round_number)
     per_epoch = -(-len(indices) // train.batch_size)
     steps = train.steps or per_epoch * train.epochs
     losses: list[float] = []
@@ -80,10 +83,11 @@ def train_round(
             if not shuffled:
                 shuffled = _batches(indices, train.batch_size, order)
             batch = shuffled.pop(0)
-            progress = (round_number - 1 + step / steps) / config.rounds.count
-            _set_learning_rate(optimizer, train, progress)
+            progress = (phase.number - 1 + step / steps) / phase.rounds
+            _set_learning_rate(optimizer, train, progress, learning_rate)
             with autocast(model, train):
-                logits = inputs.logits(inputs.batch(batch, views))
+                without = drop_modalities(inputs.told(batch), train.modality_dropout, absent)
+                logits = inputs.logits(inputs.batch(batch, views, without))
             loss = masked_bce(logits.float(), labels[batch].to(model.device), weights)
             losses.append(loss.item())
             if proximal_mu:
@@ -141,16 +145,25 @@ def _labelled(data: SiteData, site: str) -> NDArray[np.int64]:
     return indices
 
 
-def _class_weights(data: SiteData, train: TrainConfig) -> Tensor | None:
+def positive_weights(
+    data: SiteData, train: TrainConfig, together: NDArray[np.float64] | None = None
+) -> Tensor | None:
+    """Return the weight ``[F]`` of a study that has a finding, as the plan asks; None: all count alike.
+
+    Raises:
+        SchemaError: if the plan asks for the weights of all sites together, and they did not come.
+    """
     if train.class_weights == "none":
         return None
-    positives, negatives = data.count_labels("train")
-    ratio = np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0)
-    return torch.from_numpy(np.clip(ratio, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)).float()
+    if train.class_weights == "federated":
+        if together is None or together.shape != (len(data.findings),):
+            raise SchemaError("the plan weighs classes by all sites' counts, and the instruction has none")
+        return torch.from_numpy(np.clip(together, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)).float()
+    return torch.from_numpy(balanced(*data.count_labels("train"))).float()
 
 
 def _optimizer(model: CxrModel, names: tuple[str, ...], train: TrainConfig) -> torch.optim.Optimizer:
-    head = set(model.schema.head)
+    head = {*model.schema.head, *model.schema.fusion}
     groups = [
         {"params": [model.parameters[n] for n in names if n not in head], "peak": train.lr},
         {
@@ -165,19 +178,22 @@ def _optimizer(model: CxrModel, names: tuple[str, ...], train: TrainConfig) -> t
 
 
 def learning_rate_factor(train: TrainConfig, progress: float) -> float:
-    """Return the share of the peak learning rate at ``progress`` in [0, 1) of the whole run."""
+    """Return the share of the peak learning rate at ``progress`` in [0, 1) of a phase."""
     if progress < train.warmup:
         return (progress + 1e-3) / (train.warmup + 1e-3)
-    if train.schedule == "constant":
-        return 1.0
+    if train.schedule != "cosine":
+        return 1.0  # after a plateau the server lowers it
     rest = (progress - train.warmup) / (1 - train.warmup)
     return 0.5 * (1 + float(np.cos(np.pi * rest)))
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, progress: float) -> None:
+def _set_learning_rate(
+    optimizer: torch.optim.Optimizer, train: TrainConfig, progress: float, share: float
+) -> None:
     factor = learning_rate_factor(train, progress)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        floor = min(train.min_lr, group["peak"]) if progress >= train.warmup else 0.0
+        group["lr"] = share * max(group["peak"] * factor, floor)
 
 
 def _batches(indices: NDArray[np.int64], size: int, generator: torch.Generator) -> list[NDArray[np.int64]]:

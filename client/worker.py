@@ -11,29 +11,32 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.arms import Arms, Measured
+from client.asked import Asked
 from client.calibrate import platt_metrics
 from client.data.dataset import SiteData, load_site_data
-from client.evaluate import measure, predict, validation_figures
-from client.local import baseline_file, load_local, train_local
+from client.evaluate import predict, validation_figures
+from client.label_counts import label_metrics
+from client.local import train_local
+from client.personalise import personalise
 from client.prefix_cache import StudyInputs
+from client.pretrain.rounds import pretrain_round
 from client.site import SiteConfig
-from client.train import train_round
+from client.train import LocalResult, train_round
 from common.adapter import AdapterState
 from common.code import code_digest
 from common.codec import encode_update
-from common.config import DataConfig, RunConfig, Scalar
-from common.errors import DigestError, FedcxrError, RunError, SchemaError
-from common.metrics.platt import calibrated
+from common.config import RunConfig, Scalar
+from common.errors import DigestError, FedcxrError
 from common.model.build import CxrModel, build_model
-from common.pet.phase import trained_names
-from common.protocol import OWN_MODEL, Answer, Instruction, Stage, Value, metrics_to_wire
+from common.phase import trained_names
+from common.protocol import Answer, Instruction, Stage, Value
+from common.sections import DataConfig, PretrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +61,21 @@ class SiteWorker:
     def __init__(self, site: SiteConfig, pool: ModelPool | None = None) -> None:
         self.site = site
         self._pool = pool or ModelPool()
-        self._data: dict[tuple[DataConfig, int], SiteData] = {}
+        self._data: dict[tuple[DataConfig, int, PretrainConfig], SiteData] = {}
         self._inputs: tuple[CxrModel, StudyInputs] | None = None
-        self._local_scores: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._arms = Arms()
         self._to_calibrate: tuple[str, NDArray[np.float32]] | None = None
         """What was asked with which adapter, and its probabilities on the validation studies."""
+        self.measured: Measured | None = None
+        """Called with what is measured here; only the process that simulates a site sets it."""
         self._stages: dict[Stage, Callable[[Instruction, RunConfig], Answer]] = {
             "enrol": self._enrol,
+            "pretrain": self._pretrain,
             "train": self._train,
             "local": self._local,
             "evaluate": self._evaluate,
             "calibrate": self._calibrate,
+            "personalise": self._personalise,
         }
 
     def handle(self, instruction: Instruction, run_config: Mapping[str, Scalar]) -> Answer:
@@ -102,20 +109,32 @@ class SiteWorker:
             f"{name}-studies": len(data.split[name]) for name in ("train", "validation", "test")
         }
         metrics["patients"] = len(set(data.patients.tolist()))
+        if data.pool is not None:
+            metrics["pretrain-studies"] = len(data.pool)
         metrics["owned"] = data.owned.astype(int).tolist()
         for reason, count in data.quarantined.items():
             metrics[f"quarantined.{reason}"] = count
+        if config.train.class_weights == "federated":
+            metrics |= label_metrics(data, self.site.evaluate.min_cell)
         return Answer(self.site.name, metrics=metrics)
+
+    def _pretrain(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Pretrain one round without labels and return the delta of what the round moves."""
+        asked, before = self._asked(instruction, config), time.monotonic()
+        start, name, folder = asked.received(), self.site.name, asked.pretext_folder()
+        result = pretrain_round(asked.model, asked.data, start, instruction.round, name, folder)
+        metrics: dict[str, Value] = {"num-examples": len(asked.data.pool or ()), **_effort(result, before)}
+        return Answer(name, update=_moved(asked, start, result), metrics=metrics)
 
     def _train(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Train one round and return the delta of what the round trains."""
-        data = self._site_data(config)
-        model = self._model(instruction, config)
-        inputs = self._study_inputs(model, data)
-        start = self._received(instruction, model)
+        asked, strategy = self._asked(instruction, config), config.strategy
+        model, data, inputs, start = asked.model, asked.data, asked.inputs, asked.received()
         before = time.monotonic()
-        figures = self._validate(model, inputs, data, start)
-        strategy = config.strategy
+        model.load(start)
+        indices = data.split["validation"]
+        scores = predict(model, inputs, indices)
+        figures = validation_figures(scores, data.labels[indices], data.findings, asked.min_cell)
         result = train_round(
             model,
             data,
@@ -124,100 +143,92 @@ class SiteWorker:
             instruction.round,
             self.site.name,
             strategy.proximal_mu if strategy.name == "fedprox" else 0.0,
+            instruction.class_weights,
+            instruction.learning_rate,
         )
-        names = trained_names(model.schema, config, instruction.round)
-        delta = {n: result.state.tensors[n] - start.tensors[n] for n in names}
-        flat = model.schema.select(names).pack(delta)
         positives, negatives = data.count_labels("train")
         metrics: dict[str, Value] = {
             "num-examples": len(data.labelled("train")),
             "labelled": (positives + negatives).tolist(),
-            "loss": round(result.loss, 6),
-            "steps": result.steps,
-            "seconds": round(time.monotonic() - before, 3),
+            **_effort(result, before),
         }
-        return Answer(self.site.name, update=encode_update(flat, config.wire), metrics=metrics | figures)
+        update = _moved(asked, start, result)
+        return Answer(self.site.name, update=update, metrics=metrics | figures)
 
     def _local(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Train this site's own baseline; it stays here, unless the plan's matrix needs it elsewhere."""
-        data = self._site_data(config)
-        model = self._model(instruction, config)
-        inputs = self._study_inputs(model, data)
-        file = self._local_file(instruction)
-        baseline = train_local(model, data, inputs, self.site.name, file, instruction.plan_digest)
-        metrics: dict[str, Value] = {
-            "steps": baseline.steps,
-            "rounds-kept": baseline.rounds_kept,
-        }
+        asked = self._asked(instruction, config)
+        baseline = train_local(
+            asked.model,
+            asked.data,
+            asked.inputs,
+            self.site.name,
+            asked.local_file,
+            asked.plan,
+            asked.pretext_folder(alone=True),
+            instruction.class_weights,
+        )
+        metrics: dict[str, Value] = {"steps": baseline.steps, "rounds-kept": baseline.rounds_kept}
         if not config.evaluate.matrix or instruction.adapter is None:
             return Answer(self.site.name, metrics=metrics)
-        start = self._received(instruction, model)
-        delta = {name: baseline.state.tensors[name] - start.tensors[name] for name in model.schema.names}
-        metrics["num-examples"] = len(data.labelled("train"))
-        update = encode_update(model.schema.pack(delta), config.wire)
-        return Answer(self.site.name, update=update, metrics=metrics)
+        schema, start = asked.model.schema, asked.received()
+        delta = {name: baseline.state.tensors[name] - start.tensors[name] for name in schema.names}
+        metrics["num-examples"] = len(asked.data.labelled("train"))
+        return Answer(self.site.name, update=encode_update(schema.pack(delta), config.wire), metrics=metrics)
 
     def _evaluate(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Measure a model on this site's validation or test studies."""
-        data = self._site_data(config)
-        model = self._model(instruction, config)
-        inputs = self._study_inputs(model, data)
-        indices = data.split[instruction.split]
-        local = self._own_scores(instruction, model, inputs, indices)
-        scores: NDArray[Any]
-        binned_by = None
-        if instruction.arm == "local":
-            if local is None:
-                raise RunError("this site has no local baseline of this plan to evaluate")
-            scores, reference = local, None
-        else:
-            model.load(self._received(instruction, model))
-            scores = predict(model, inputs, indices)
-            reference = None if instruction.arm.startswith(OWN_MODEL) else local
-            if instruction.scaling is not None:
-                # Of the same studies in the same bins: two cuts through one ranking could isolate a few.
-                binned_by, reference = scores, None
-                scores = calibrated(scores, *self._scaling(instruction, model))
-        metrics, gains = measure(
-            scores,
-            reference,
-            data,
-            indices,
-            config.evaluate,
-            config.seed,
-            self.site.name,
-            self.site.evaluate.min_cell,
-            binned_by,
-        )
-        return Answer(self.site.name, metrics=metrics_to_wire(metrics, gains))
+        figures = self._arms.measure(self._asked(instruction, config), self.measured)
+        return Answer(self.site.name, metrics=figures)
 
     def _calibrate(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Sum this site's validation studies at the slopes and biases that are asked for."""
-        data = self._site_data(config)
-        model = self._model(instruction, config)
-        indices = data.split["validation"]
-        key = hashlib.sha256(_asked_of(instruction)).hexdigest()
+        asked = self._asked(instruction, config)
+        data, indices = asked.data, asked.data.split["validation"]
+        key = hashlib.sha256(_adapter_of(instruction)).hexdigest()
         if self._to_calibrate is None or self._to_calibrate[0] != key:
-            inputs = self._study_inputs(model, data)
-            model.load(self._received(instruction, model))
-            self._to_calibrate = (key, predict(model, inputs, indices))
-        slope, bias = self._scaling(instruction, model)
-        asked = {f: (a, b) for f, a, b in zip(data.findings, slope, bias, strict=True) if not np.isnan(a + b)}
+            asked.model.load(asked.received())
+            self._to_calibrate = (key, predict(asked.model, asked.inputs, indices))
+        slope, bias = asked.scaling()
+        points = {
+            f: (a, b) for f, a, b in zip(data.findings, slope, bias, strict=True) if not np.isnan(a + b)
+        }
         scores, labels = self._to_calibrate[1], data.labels[indices]
-        metrics = platt_metrics(scores, labels, data.findings, asked, self.site.evaluate.min_cell)
+        metrics = platt_metrics(scores, labels, data.findings, points, asked.min_cell)
         return Answer(self.site.name, metrics=metrics)
+
+    def _personalise(self, instruction: Instruction, config: RunConfig) -> Answer:
+        """Make the released adapter this site's own; it stays here."""
+        asked = self._asked(instruction, config)
+        own = personalise(
+            asked.model,
+            asked.data,
+            asked.inputs,
+            asked.received(),
+            self.site.name,
+            asked.personal_file,
+            instruction,
+            asked.min_cell,
+        )
+        return Answer(self.site.name, metrics=own.metrics())
 
     # ------------------------------------------------------------------ what it holds
 
+    def _asked(self, instruction: Instruction, config: RunConfig) -> Asked:
+        data, model = self._site_data(config), self._model(instruction, config)
+        return Asked(instruction, config, self.site, data, model, lambda: self._study_inputs(model, data))
+
     def _own_weights(self, config: RunConfig) -> RunConfig:
         """Read weights from where this site keeps them, not from where the plan's author does."""
-        own = self.site.model.weights
-        if own is None or not config.model.weights:
-            return config
-        return config.model_copy(update={"model": config.model.model_copy(update={"weights": str(own)})})
+        own = {
+            name: str(path)
+            for name in ("weights", "text_weights")
+            if (path := getattr(self.site.model, name)) is not None and getattr(config.model, name)
+        }
+        return config.model_copy(update={"model": config.model.model_copy(update=own)}) if own else config
 
     def _site_data(self, config: RunConfig) -> SiteData:
-        key = (config.data, config.seed)
+        key = (config.data, config.seed, config.pretrain)
         if key not in self._data:
             self._data = {key: load_site_data(self.site, *key)}
         return self._data[key]
@@ -239,52 +250,6 @@ class SiteWorker:
             self._inputs = (model, StudyInputs(model, data, model.config.train))
         return self._inputs[1]
 
-    def _received(self, instruction: Instruction, model: CxrModel) -> AdapterState:
-        if instruction.adapter is None:
-            raise SchemaError("the instruction carries no adapter")
-        return AdapterState.join(model.schema.unpack(instruction.adapter), instruction.residual)
-
-    def _scaling(
-        self, instruction: Instruction, model: CxrModel
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Slopes and biases ``[F]`` of an instruction."""
-        scaling, findings = instruction.scaling, len(model.findings)
-        if scaling is None or scaling.shape != (2 * findings,) or scaling.dtype != np.float64:
-            raise SchemaError("the instruction does not carry a slope and a bias for each finding")
-        if np.isinf(scaling).any() or (
-            instruction.stage == "evaluate" and not (scaling[:findings] > 0).all()
-        ):
-            raise SchemaError("the instruction carries slopes that keep no ranking")
-        return scaling[:findings], scaling[findings:]
-
-    def _validate(
-        self, model: CxrModel, inputs: StudyInputs, data: SiteData, state: AdapterState
-    ) -> dict[str, Value]:
-        model.load(state)
-        indices = data.split["validation"]
-        scores = predict(model, inputs, indices)
-        return validation_figures(scores, data.labels[indices], data.findings, self.site.evaluate.min_cell)
-
-    def _own_scores(
-        self,
-        instruction: Instruction,
-        model: CxrModel,
-        inputs: StudyInputs,
-        indices: NDArray[np.int64],
-    ) -> NDArray[np.float32] | None:
-        """Probabilities of this site's local baseline, kept for paired comparisons."""
-        key = (instruction.plan_digest, instruction.split)
-        if key not in self._local_scores:
-            baseline = load_local(self._local_file(instruction), instruction.plan_digest)
-            if baseline is None:
-                return None
-            model.load(baseline.state)
-            self._local_scores[key] = predict(model, inputs, indices)
-        return self._local_scores[key]
-
-    def _local_file(self, instruction: Instruction) -> Path:
-        return baseline_file(self.site.data.state, instruction.plan_digest)
-
     def _failed(self, instruction: Instruction, code: str, words: str) -> Answer:
         """Write the words to this site's own log and let only the code out."""
         log = self.site.data.state / "site.log"
@@ -295,7 +260,19 @@ class SiteWorker:
         return Answer(self.site.name, code=code)
 
 
-def _asked_of(instruction: Instruction) -> bytes:
+def _moved(asked: Asked, start: AdapterState, result: LocalResult) -> NDArray[np.floating]:
+    """Return what a round moved, as it travels."""
+    names = trained_names(asked.model.schema, asked.config, asked.instruction.round)
+    delta = {name: result.state.tensors[name] - start.tensors[name] for name in names}
+    return encode_update(asked.model.schema.select(names).pack(delta), asked.config.wire)
+
+
+def _effort(result: LocalResult, before: float) -> dict[str, Value]:
+    seconds = round(time.monotonic() - before, 3)
+    return {"loss": round(result.loss, 6), "steps": result.steps, "seconds": seconds}
+
+
+def _adapter_of(instruction: Instruction) -> bytes:
     """Name the adapter of an instruction by everything it depends on, for a cache."""
     same = Instruction(
         "calibrate",

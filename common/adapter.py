@@ -23,6 +23,12 @@ class AdapterSchema:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     head: tuple[str, ...] = ()
     """Tensors whose first dimension is one row per finding."""
+    fusion: tuple[str, ...] = ()
+    """Tensors beside the head that begin anew with every run: they join towers, or stand in for one."""
+    encoder: tuple[str, ...] = ()
+    """Tensors of the base that pretraining moves; empty where none does."""
+    tuned: tuple[str, ...] | None = None
+    """Tensors that training moves; None: all."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,6 +46,9 @@ class AdapterSchema:
         return AdapterSchema(
             tuple((n, s) for n, s in self.shapes if n in kept),
             tuple(n for n in self.head if n in kept),
+            tuple(n for n in self.fusion if n in kept),
+            tuple(n for n in self.encoder if n in kept),
+            None if self.tuned is None else tuple(n for n in self.tuned if n in kept),
         )
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import WireConfig
+from common.sections import WireConfig
 
 DTYPES: Mapping[str, Any] = {"fp32": np.float32, "fp16": np.float16}
 

@@ -17,21 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.metrics.calibration import ReliabilityBin
+from common.metrics.histogram import Span
 from common.metrics.summary import Difference, FindingMetrics, SiteMetrics
 
-Stage = Literal["enrol", "train", "local", "evaluate", "calibrate"]
+Stage = Literal["enrol", "pretrain", "train", "local", "evaluate", "calibrate", "personalise"]
 Split = Literal["validation", "test"]
 
 MESSAGE_TYPES: Mapping[Stage, str] = {
     "enrol": "query.enrol",
+    "pretrain": "train.pretrain",
     "train": "train.round",
     "local": "train.local",
     "evaluate": "evaluate.arm",
     "calibrate": "query.calibrate",
+    "personalise": "train.personalise",
 }
 """Stage -> Flower message type."""
 
+ROUND_STAGES: tuple[Stage, ...] = ("pretrain", "train")
+"""Stages of a server round: each site answers with an update, and the round commits."""
+
 Value = int | float | list[int] | list[float]
+
+SINGLE_ARRAYS = ("adapter", "scaling", "class_weights")
+"""Fields of an instruction that are one array or none."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,13 @@ class Instruction:
     scaling: NDArray[np.float64] | None = None
     """Flat ``[2 F]``: a slope of every finding's logit, then the biases. evaluate: what probabilities are
     calibrated by. calibrate: where the sums are wanted; NaN for a finding that is not asked for."""
+    class_weights: NDArray[np.float64] | None = None
+    """train, local: ``[F]``, the weight of a study that has the finding, from all sites' counts; None:
+    the plan asks for none, or for each site's own."""
+    learning_rate: float = 1.0
+    """train: share of the plan's learning rate, below 1 after a plateau."""
+    missing: Literal["", "text", "image"] = ""
+    """evaluate: what of each study the model does not get, beside what is missing anyway."""
     run: str = ""
     """Flower's number of the run; this and all below are empty in a simulation."""
     site: str = ""
@@ -65,16 +81,22 @@ class Instruction:
     signature: str = ""
     """The centre's signature of ``signed_bytes``."""
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return every array it carries; a residual's names begin with ``residual:``."""
+        single = {name: getattr(self, name) for name in SINGLE_ARRAYS}
+        return {name: values for name, values in single.items() if values is not None} | {
+            f"residual:{name}": values for name, values in self.residual.items()
+        }
+
+    def fields(self) -> dict[str, Any]:
+        """Return everything that is not an array."""
+        arrays = (*SINGLE_ARRAYS, "residual")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
+
     def signed_bytes(self) -> bytes:
         """Return what the centre signs: every field, and the SHA-256 of every array."""
-        arrays: dict[str, NDArray[Any]] = {} if self.adapter is None else {"adapter": self.adapter}
-        arrays |= {} if self.scaling is None else {"scaling": self.scaling}
-        arrays |= {f"residual:{name}": values for name, values in self.residual.items()}
-        fields: dict[str, Any] = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("adapter", "scaling", "residual", "signature")
-        }
+        arrays = self.arrays()
+        fields = {name: value for name, value in self.fields().items() if name != "signature"}
         fields["arrays"] = {
             name: [str(v.dtype), list(v.shape), hashlib.sha256(np.ascontiguousarray(v).data).hexdigest()]
             for name, v in sorted(arrays.items())
@@ -96,12 +118,29 @@ class Answer:
     """Numbers under kebab-case keys."""
 
 
+LOCAL, FEDERATED, PERSONALISED = "local", "federated", "personalised"
+"""Arms: each site's own model, the released adapter, and what each site made of it. The first and the last
+are files of the sites; they are not sent."""
+CALIBRATED, TEMPERATURE, OWN_BIAS = "calibrated", "temperature", "calibrated-here"
+"""Arms of the released adapter with its probabilities scaled: by finding, by one number for all, and by
+finding with each site's own bias on top."""
+SAME_RANKING = frozenset({CALIBRATED, TEMPERATURE, OWN_BIAS})
+"""Arms that rank a site's studies as the released adapter does."""
+WITHOUT: Mapping[Literal["text", "image"], str] = {"text": "without-text", "image": "without-image"}
+"""What the model does not get -> the arm."""
 OWN_MODEL = "local:"
 """Begins the name of an arm that is one site's own model, measured at another; the site's name follows."""
+RELEASED = "released"
+"""Names the difference of a personalised model's macro AUROC to that of the released adapter."""
 BIN_COUNTS = ("bins-studies", "bins-positives")
 """Per bin of a finding's reliability diagram: studies in it, and those that have the finding."""
 BIN_MEAN = "bins-mean"
 """Per bin: mean predicted probability."""
+BIN_SPAN = ("bins-from", "bins-to")
+"""Per bin: the first cell of the common grid that it covers, and the one after the last
+(`common.metrics.histogram`)."""
+LABEL_COUNTS = ("label-positives", "label-negatives")
+"""enrol: training studies with each finding, and without it, where the plan weighs classes by all sites'."""
 VALIDATION_SHARES = ("auroc", "pr-auc", "ece")
 """Figures of a finding on the validation studies that come with every update, each 0 to 1."""
 VALIDATION_COUNTS = ("positives", "negatives")
@@ -118,13 +157,14 @@ def kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-_FINDING_FLOATS = ("auroc", "pr_auc", "prevalence", "ece", "brier")
+_FINDING_FLOATS = ("auroc", "pr_auc", "prevalence", "mcc", "ece", "brier")
 
 
 def metrics_to_wire(metrics: SiteMetrics, differences: Mapping[str, Difference]) -> dict[str, Value]:
     """Flatten a site's evaluation; what is undefined is absent, numbers carry 3 decimals.
 
-    ``differences`` are paired gains over the site's local model, by finding or ``macro``.
+    ``differences`` are paired gains over the site's local model, by finding or ``macro``; under
+    ``released`` that of a personalised model over the released adapter.
     """
     flat: dict[str, Value] = {"studies": metrics.studies}
     _put(flat, "macro-auroc", metrics.macro_auroc)
@@ -140,6 +180,10 @@ def metrics_to_wire(metrics: SiteMetrics, differences: Mapping[str, Difference])
             flat[f"{finding}.{BIN_COUNTS[0]}"] = [b.studies for b in m.bins]
             flat[f"{finding}.{BIN_COUNTS[1]}"] = [b.positives for b in m.bins]
             flat[f"{finding}.{BIN_MEAN}"] = [round(b.mean, 3) for b in m.bins]
+        covered = [b.span for b in m.bins if b.span is not None]
+        if covered and len(covered) == len(m.bins):
+            flat[f"{finding}.{BIN_SPAN[0]}"] = [first for first, _ in covered]
+            flat[f"{finding}.{BIN_SPAN[1]}"] = [end for _, end in covered]
     for name, gain in differences.items():
         flat[f"gain.{name}"] = [round(gain.difference, 3), *(round(v, 3) for v in gain.interval)]
         _put(flat, f"gain-se.{name}", gain.se, decimals=4)
@@ -161,8 +205,14 @@ def metrics_from_wire(
 
     def bins(finding: str) -> tuple[ReliabilityBin, ...]:
         columns = [flat.get(f"{finding}.{name}", []) for name in (*BIN_COUNTS, BIN_MEAN)]
-        rows = zip(*(c if isinstance(c, list) else [c] for c in columns), strict=True)
-        return tuple(ReliabilityBin(int(n), int(k), float(mean)) for n, k, mean in rows)
+        rows = [*zip(*(c if isinstance(c, list) else [c] for c in columns), strict=True)]
+        ends = [flat.get(f"{finding}.{name}", []) for name in BIN_SPAN]
+        covered = [*zip(*(c if isinstance(c, list) else [c] for c in ends), strict=True)]
+        spans: list[Span | None] = [(int(first), int(end)) for first, end in covered]
+        return tuple(
+            ReliabilityBin(int(n), int(k), float(mean), span)
+            for (n, k, mean), span in zip(rows, spans or [None] * len(rows), strict=True)
+        )
 
     def pair(key: str) -> tuple[float, float] | None:
         value = flat.get(key)
@@ -188,7 +238,7 @@ def metrics_from_wire(
         findings=per_finding,
     )
     gains: dict[str, Difference] = {}
-    for name in ("macro", *findings):
+    for name in ("macro", RELEASED, *findings):
         value = flat.get(f"gain.{name}")
         if isinstance(value, list):
             difference, low, high = (float(v) for v in value)

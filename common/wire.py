@@ -12,14 +12,13 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from numpy.typing import NDArray
 
 from common.errors import SchemaError
-from common.protocol import MESSAGE_TYPES, Answer, Instruction
+from common.protocol import MESSAGE_TYPES, SINGLE_ARRAYS, Answer, Instruction, kebab
 
 _STAGE_OF = {message_type: stage for stage, message_type in MESSAGE_TYPES.items()}
 _INSTRUCTION = {
     "instruction": ConfigRecord,
-    "adapter": ArrayRecord,
-    "scaling": ArrayRecord,
     "residual": ArrayRecord,
+    **{kebab(name): ArrayRecord for name in SINGLE_ARRAYS},
 }
 _FIELDS = {
     "round": int,
@@ -28,12 +27,15 @@ _FIELDS = {
     "base-digest": str,
     "arm": str,
     "split": str,
+    "learning-rate": float,
+    "missing": str,
     "run": str,
     "site": str,
     "sequence": int,
     "committed": int,
     "signature": str,
 }
+_WITHHELD = ("", "text", "image")
 _ANSWER = {"site": ConfigRecord, "update": ArrayRecord, "metrics": MetricRecord}
 _CODE = re.compile(r"(E_[A-Z0-9_]{1,40})?")
 
@@ -41,25 +43,11 @@ _CODE = re.compile(r"(E_[A-Z0-9_]{1,40})?")
 def instruction_to_records(instruction: Instruction) -> RecordDict:
     """Build the content of the message a site receives."""
     records = RecordDict()
-    records["instruction"] = ConfigRecord(
-        {
-            "round": instruction.round,
-            "plan-digest": instruction.plan_digest,
-            "code-digest": instruction.code_digest,
-            "base-digest": instruction.base_digest,
-            "arm": instruction.arm,
-            "split": instruction.split,
-            "run": instruction.run,
-            "site": instruction.site,
-            "sequence": instruction.sequence,
-            "committed": instruction.committed,
-            "signature": instruction.signature,
-        }
-    )
-    if instruction.adapter is not None:
-        records["adapter"] = ArrayRecord({"values": Array(instruction.adapter)})
-    if instruction.scaling is not None:
-        records["scaling"] = ArrayRecord({"values": Array(instruction.scaling)})
+    fields = {kebab(name): value for name, value in instruction.fields().items()}
+    records["instruction"] = ConfigRecord({key: fields[key] for key in _FIELDS})
+    for name in SINGLE_ARRAYS:
+        if (values := getattr(instruction, name)) is not None:
+            records[kebab(name)] = ArrayRecord({"values": Array(values)})
     if instruction.residual:
         records["residual"] = ArrayRecord({k: Array(v) for k, v in instruction.residual.items()})
     return records
@@ -77,6 +65,8 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
     _check_kinds(records, _INSTRUCTION)
     if {key: type(value) for key, value in config.items()} != _FIELDS:
         raise SchemaError("an instruction's fields are not those of this protocol")
+    if config["missing"] not in _WITHHELD:
+        raise SchemaError("an instruction withholds what no study has")
     residual = records.array_records.get("residual")
     return Instruction(
         stage=_STAGE_OF[message_type],
@@ -89,6 +79,9 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
         arm=str(config["arm"]),
         split="validation" if config["split"] == "validation" else "test",
         scaling=_one_array(records, "scaling"),
+        class_weights=_one_array(records, "class-weights"),
+        learning_rate=float(config["learning-rate"]),  # type: ignore[arg-type]
+        missing=config["missing"],  # type: ignore[arg-type]
         run=str(config["run"]),
         site=str(config["site"]),
         sequence=int(config["sequence"]),  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ from common.adapter import AdapterSchema
 from common.codec import DTYPES
 from common.config import RunConfig
 from common.errors import NonFiniteError, NormError, SchemaError, SiteError, WeightError
+from common.metrics import FindingMetrics
+from common.metrics.histogram import CELLS
 from common.protocol import (
     VALIDATION_COUNTS,
     VALIDATION_SHARES,
@@ -23,18 +25,28 @@ from common.protocol import (
     validation_key,
 )
 from server.report_arms import site_result
-from server.report_schema import Gap
+from server.report_schema import BinResult, Gap
 from server.update import SiteUpdate
 
-_SINGLE = ("loss", "steps", "seconds", "validation-auroc")
+_PRETRAINED = ("loss", "steps", "seconds")
+"""Figures of a round of pretraining beside num-examples."""
+_SINGLE = (*_PRETRAINED, "validation-auroc")
 """Figures of a round that are one number."""
 
 
-def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, registered: int) -> SiteUpdate:
+def admit(
+    answer: Answer,
+    site: str,
+    schema: AdapterSchema,
+    config: RunConfig,
+    registered: int,
+    pretraining: bool = False,
+) -> SiteUpdate:
     """Turn an answer into an update, or say why not.
 
-    ``schema`` is that of the tensors this round trains, ``registered`` the training studies the
-    site enrolled with; it cannot weigh more.
+    ``schema`` is that of the tensors this round trains, ``registered`` the studies the site enrolled
+    with, for training or for ``pretraining``; it cannot weigh more. Pretraining moves no row of the head,
+    so nothing is told of labels.
 
     Raises:
         SiteError: if the answer is another site's.
@@ -50,6 +62,9 @@ def admit(answer: Answer, site: str, schema: AdapterSchema, config: RunConfig, r
         raise SchemaError("the answer holds no update")
     delta = admit_delta(answer.update, schema, config)
     examples = _examples(answer.metrics, config, registered)
+    if pretraining:
+        _check_pretrained(answer.metrics)
+        return SiteUpdate(site, examples, np.zeros(len(config.data.findings), dtype=np.int64), delta)
     labelled = _labelled(answer.metrics, len(config.data.findings), examples)
     _check_figures(answer.metrics, config.data.findings)
     return SiteUpdate(site, examples, labelled, delta)
@@ -97,6 +112,8 @@ def admit_results(metrics: Mapping[str, Value], findings: Sequence[str]) -> dict
             raise NonFiniteError("a result is not a finite number")
     try:
         measured, gains = metrics_from_wire(metrics, findings)
+        for result in measured.findings.values():
+            _check_bins(result)
         site_result(measured)
         for gain in gains.values():
             Gap(difference=gain.difference, interval=gain.interval)
@@ -108,6 +125,23 @@ def admit_results(metrics: Mapping[str, Value], findings: Sequence[str]) -> dict
     if unknown := len(metrics.keys() - metrics_to_wire(measured, gains).keys()):
         raise SchemaError("an evaluation holds figures that nobody asked for", found=str(unknown))
     return dict(metrics)
+
+
+def _check_bins(result: FindingMetrics) -> None:
+    """Refuse bins that hold no study, and cells that are not one after the other with all studies in them.
+
+    Raises:
+        ValueError: if so.
+    """
+    for part in result.bins:
+        BinResult(studies=part.studies, positives=part.positives, mean=part.mean)
+    covered = [part.span for part in result.bins if part.span is not None]
+    edges = [edge for span in covered for edge in span]
+    if edges != sorted(edges) or any(not 0 <= first < end <= CELLS for first, end in covered):
+        raise ValueError("cells of the grid overlap, or are not there")
+    held = sum(part.positives for part in result.bins), sum(part.studies for part in result.bins)
+    if covered and held != (result.positives, result.positives + result.negatives):
+        raise ValueError("the cells hold other studies than the finding has")
 
 
 def _check_figures(metrics: Mapping[str, Value], findings: Sequence[str]) -> None:
@@ -124,6 +158,15 @@ def _check_figures(metrics: Mapping[str, Value], findings: Sequence[str]) -> Non
             raise SchemaError("a figure on validation studies is not within 0 to 1")
         if key in counts and not (type(value) is int and value >= 0):
             raise SchemaError("a number of validation studies is not one")
+
+
+def _check_pretrained(metrics: Mapping[str, Value]) -> None:
+    """Refuse figures that are not single finite numbers, or that no round of pretraining has."""
+    for key, value in metrics.items():
+        if isinstance(value, list) or not np.isfinite(value):
+            raise NonFiniteError("a figure is not a finite number")
+        if key not in ("num-examples", *_PRETRAINED):
+            raise SchemaError("the answer holds a figure that no round of pretraining asks for")
 
 
 def _examples(metrics: Mapping[str, Value], config: RunConfig, registered: int) -> int:

@@ -28,7 +28,7 @@ from common.protocol import Value
 
 LEAST_SLOPE = 1e-3
 """Below it the scores say nothing of the finding, or the opposite; it is left as it is."""
-_SETTLED = 1e-11
+SETTLED = 1e-11
 """A step that lowers the loss by no more is the last: it goes 0.000005 standard errors of the fit
 far, and what remains is of its square."""
 _SUFFICIENT = 1e-4
@@ -88,7 +88,7 @@ class Calibration:
         sums: dict[str, dict[str, PlattSums]] = {finding: {} for finding in self.ask()}
         for site, metrics in sorted(answers.items()):
             try:
-                read = {f: _read(metrics, f) for f in sums if f"{f}.platt" in metrics}
+                read = {f: read_sums(metrics, f) for f in sums if f"{f}.platt" in metrics}
             except SchemaError as error:
                 refused[site] = error.problem
                 continue
@@ -112,7 +112,12 @@ class Calibration:
         )
 
 
-def _read(metrics: Mapping[str, Value], finding: str) -> PlattSums:
+def read_sums(metrics: Mapping[str, Value], finding: str) -> PlattSums:
+    """Read what a site sent of a finding.
+
+    Raises:
+        SchemaError: as `PlattSums.from_list`.
+    """
     counts = metrics.get(f"{finding}.positives"), metrics.get(f"{finding}.negatives")
     return PlattSums.from_list(*counts, metrics[f"{finding}.platt"])
 
@@ -136,7 +141,7 @@ class _Fit:
     def take(self, told: Mapping[str, PlattSums], last: bool) -> None:
         """Accept the point that was tried or shorten the step, and choose what to try next."""
         first = not self.kept
-        names = [n for n in told if first or (n in self.kept and _alike(told[n], self.kept[n]))]
+        names = [n for n in told if first or (n in self.kept and alike(told[n], self.kept[n]))]
         if not names:
             self._leave("no site may tell of enough studies" if first else "the sites did not answer")
             return
@@ -171,7 +176,7 @@ class _Fit:
         if step is None:
             self._leave("the scores of all studies are alike")
             return
-        if -float(here.gradient @ step) / 2 <= _SETTLED:
+        if -float(here.gradient @ step) / 2 <= SETTLED:
             self.point = self.point + step
             self.over = True
             if self.point[0] < LEAST_SLOPE:
@@ -187,7 +192,7 @@ class _Fit:
         self.over, self.left = True, why
 
 
-def _alike(now: PlattSums, before: PlattSums) -> bool:
+def alike(now: PlattSums, before: PlattSums) -> bool:
     """Whether a site speaks of the same studies as before."""
     same = (now.positives, now.negatives) == (before.positives, before.negatives)
     drift = abs(now.z_positive - before.z_positive) + abs(now.z_negative - before.z_negative)

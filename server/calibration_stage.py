@@ -1,8 +1,9 @@
 """The stage in which the sites calibrate the released adapter together, before it is tested.
 
 Slope and bias of each finding are fitted on the sites' validation studies, never on test studies, by
-sums over them (`server.calibrate`). What was found stands in the ledger, so a resumed run asks nobody
-again, and beside the release in ``calibration.json``.
+sums over them (`server.calibrate`), and, where the plan compares, one temperature for all findings
+(`server.temperature`). What was found stands in the ledger, so a resumed run asks nobody again, and
+beside the release in ``calibration.json``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from server.calibrate import Calibration, Scaling
 from server.disk import with_room
 from server.exchange import Reply
 from server.federation import Federation
+from server.temperature import Temperature, TemperatureFit
 
-ARM = "calibrated"
 FILE = "calibration.json"
-_KEY = "calibration"
+_KEY, _SINGLE = "calibration", "temperature"
 
 
 def calibration_stage(federation: Federation, state: AdapterState) -> Scaling:
@@ -35,23 +36,36 @@ def calibration_stage(federation: Federation, state: AdapterState) -> Scaling:
     if known is not None and known.pop("adapter") == state.digest():
         return Scaling(**known)
     ledger.event("stage", "the sites calibrate the adapter together, on their validation studies")
-    calibration, plain = Calibration(findings), federation.instruction("calibrate", state=state)
+    calibration = Calibration(findings)
+    _exchange(federation, state, calibration)
+    scaling = calibration.result
+    if federation.config.evaluate.compare_calibration:
+        single = TemperatureFit(findings)
+        _exchange(federation, state, single)
+        found = single.result
+        ledger.put(_SINGLE, dataclasses.asdict(found))
+        ledger.event("calibrated", _words(found), **dataclasses.asdict(found))
+    ledger.put(_KEY, {"adapter": state.digest(), **dataclasses.asdict(scaling)})
+    ledger.event("calibrated", _sentence(scaling), **dataclasses.asdict(scaling))
+    return scaling
+
+
+def _exchange(federation: Federation, state: AdapterState, fit: Calibration | TemperatureFit) -> None:
+    """Ask the sites for sums, again and again, until the fit is done."""
+    ledger, findings = federation.ledger, federation.config.data.findings
+    plain = federation.instruction("calibrate", state=state)
     silent: set[str] = set()
-    while not calibration.done:
-        asked = calibration.ask()
+    while not fit.done:
+        asked = fit.ask()
         points = [asked.get(finding, (np.nan, np.nan)) for finding in findings]
         instruction = dataclasses.replace(plain, scaling=np.array(points, dtype=np.float64).T.ravel())
         names = [name for name in federation.names() if name not in silent]
         answers = _ask(federation, names, instruction)
-        refused = calibration.take(answers)
+        refused = fit.take(answers)
         for site, why in refused.items():
             ledger.event("evaluated", f"{site} is left out of the calibration: {why}", site=site)
         # Who was silent once is not counted from then on.
         silent |= {name for name in names if name not in answers or name in refused}
-    scaling = calibration.result
-    ledger.put(_KEY, {"adapter": state.digest(), **dataclasses.asdict(scaling)})
-    ledger.event("calibrated", _sentence(scaling), **dataclasses.asdict(scaling))
-    return scaling
 
 
 def on_the_wire(scaling: Scaling, findings: tuple[str, ...]) -> NDArray[np.float64] | None:
@@ -60,6 +74,17 @@ def on_the_wire(scaling: Scaling, findings: tuple[str, ...]) -> NDArray[np.float
         return None
     slope, bias = scaling.of(findings)
     return np.array([*slope, *bias], dtype=np.float64)
+
+
+def temperature_on_the_wire(federation: Federation, findings: tuple[str, ...]) -> NDArray[np.float64] | None:
+    """Return one slope for all findings, flat ``[2 F]`` with biases of zero; None where there is none.
+
+    The one that `calibration_stage` found in this run.
+    """
+    known = federation.ledger.get(_SINGLE) or {}
+    if not known.get("sites"):
+        return None
+    return np.array([known["slope"]] * len(findings) + [0.0] * len(findings), dtype=np.float64)
 
 
 def write_calibration(scaling: Scaling, sha256: str, release: Path) -> None:
@@ -105,3 +130,9 @@ def _sentence(scaling: Scaling) -> str:
     text = f"calibrated {done} of {of} findings in {scaling.exchanges} exchanges"
     left = "; ".join(f"{finding} is left as it is: {why}" for finding, why in scaling.left.items())
     return f"{text}; {left}" if left else text
+
+
+def _words(found: Temperature) -> str:
+    if found.left:
+        return f"no temperature for all findings: {found.left}"
+    return f"one temperature for all findings, {1 / found.slope:.3g}, in {found.exchanges} exchanges"

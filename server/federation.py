@@ -16,7 +16,7 @@ from common.adapter import AdapterSchema, AdapterState
 from common.code import code_digest
 from common.config import RunConfig
 from common.errors import QuorumError, SchemaError, SiteError
-from common.protocol import Answer, Instruction, Split, Stage, Value
+from common.protocol import LABEL_COUNTS, ROUND_STAGES, Answer, Instruction, Split, Stage, Value
 from server.exchange import Exchange, Reply, Talk, ask
 from server.facts.reasons import reason_of, words_of
 from server.ledger import Ledger
@@ -27,6 +27,7 @@ JOINING = 30.0
 _SAY_AFTER = 5.0
 """Seconds after which it is said whom the enrolment waits for."""
 _COUNTS = ("train-studies", "validation-studies", "test-studies", "patients")
+_PRETRAIN = "pretrain-studies"
 _SET_ASIDE = re.compile(r"quarantined\.[A-Za-z0-9_-]{1,40}")
 _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
@@ -40,6 +41,8 @@ class EnrolledSite:
     train_studies: int
     validation_studies: int
     owned: tuple[bool, ...]
+    pretrain_studies: int = 0
+    """0 also where the plan does not pretrain."""
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Federation:
     schema: AdapterSchema
     ledger: Ledger
     sites: dict[str, EnrolledSite] = field(default_factory=dict)
+    class_weights: NDArray[np.float64] | None = None
+    """``[F]``, from all sites' counts; None where the plan asks for none."""
     committed: int = 0
     """The newest round on disk."""
     _refused: set[int] = field(default_factory=set)
@@ -80,6 +85,7 @@ class Federation:
             residual={} if state is None else state.residual_arrays(),
             arm=arm,
             split=split,
+            class_weights=self.class_weights if stage in ("train", "local") else None,
             committed=self.committed,
         )
 
@@ -92,7 +98,7 @@ class Federation:
         told in the ledger; of a round the round does so.
         """
         by_node = {self.sites[name].node: name for name in names}
-        told = instruction.stage != "train"
+        told = instruction.stage not in ROUND_STAGES
         if told and names:
             self._say_who_is_asked(names, instruction)
 
@@ -207,12 +213,15 @@ class Federation:
         self.ledger.event("refused", text, site=name, code=code, reason=reason or reason_of(code))
 
     def _admit(self, node: int, name: str, answer: Answer) -> None:
-        facts = _facts(answer, len(self.config.data.findings))
+        counted = (*_COUNTS, _PRETRAIN) if self.config.pretrain.rounds else _COUNTS
+        weighs = self.config.train.class_weights == "federated"
+        facts = _facts(answer, len(self.config.data.findings), counted, LABEL_COUNTS if weighs else ())
         known = self.sites.get(name)
         if known is not None and (self.line.steady or known.node in self.line.admitted()):
             raise SiteError(f"a second node calls itself {name}")
         owned = tuple(bool(v) for v in facts.pop("owned"))
-        site = EnrolledSite(name, node, facts["train-studies"], facts["validation-studies"], owned)
+        studies = facts["train-studies"], facts["validation-studies"]
+        site = EnrolledSite(name, node, *studies, owned, facts.get(_PRETRAIN, 0))
         self.sites = dict(sorted({**self.sites, name: site}.items()))
         findings = [f for f, own in zip(self.config.data.findings, owned, strict=True) if own]
         self.ledger.put_site(name, {**facts, "findings": findings})
@@ -222,6 +231,7 @@ class Federation:
             if key.startswith("quarantined.")
         }
         aside = "".join(f", {count} set aside ({why})" for why, count in set_aside.items())
+        aside += f", {facts[_PRETRAIN]} images to pretrain on" if _PRETRAIN in facts else ""
         text = (
             f"{name}: {facts['train-studies']} training, {facts['validation-studies']} "
             f"validation, {facts['test-studies']} test studies of {facts['patients']} patients"
@@ -243,6 +253,8 @@ class Federation:
             what = f"measure {instruction.arm} on {instruction.split} studies"
         elif what == "calibrate":
             what = "calibrate together"
+        elif what == "personalise":
+            what = "make the adapter their own"
         self.ledger.event(
             "asking",
             f"asking {len(names)} {'site' if len(names) == 1 else 'sites'}: {what}",
@@ -300,7 +312,12 @@ def _by_the_one_asked(reply: Reply, name: str) -> Reply:
     return dataclasses.replace(reply, answer=None, code=SiteError.code)
 
 
-def _facts(answer: Answer, findings: int) -> dict[str, Any]:
+def _facts(
+    answer: Answer,
+    findings: int,
+    counted: tuple[str, ...] = _COUNTS,
+    labels: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """Return what a site enrolled with.
 
     Raises:
@@ -309,13 +326,23 @@ def _facts(answer: Answer, findings: int) -> dict[str, Any]:
     """
     facts = dict(answer.metrics)
     owned = facts.get("owned")
-    counts = {key: facts.get(key) for key in _COUNTS}
-    counts |= {key: value for key, value in facts.items() if key not in counts and key != "owned"}
+    counts = {key: facts.get(key) for key in counted}
+    listed = ("owned", *labels)
+    counts |= {key: value for key, value in facts.items() if key not in counts and key not in listed}
     sound = isinstance(owned, list) and len(owned) == findings and {*owned} <= {0, 1}
-    named = all(key in _COUNTS or _SET_ASIDE.fullmatch(key) for key in counts)
+    named = all(key in counted or _SET_ASIDE.fullmatch(key) for key in counts)
     if not (sound and named and _SITE_NAME.fullmatch(answer.site) and all(map(_count, counts.values()))):
         raise SchemaError("an enrolment is not the numbers of studies that it should be")
+    if labels and not _labels_of([facts.get(key) for key in labels], findings, counts["train-studies"]):
+        raise SchemaError("an enrolment does not say how many training studies have each finding")
     return facts
+
+
+def _labels_of(counts: list[Any], findings: int, studies: Any) -> bool:
+    """Whether these are the training studies with each finding, and those without it."""
+    if not all(isinstance(one, list) and len(one) == findings and all(map(_count, one)) for one in counts):
+        return False
+    return all(sum(both) <= studies for both in zip(*counts, strict=True))
 
 
 def _count(value: Value | None) -> bool:

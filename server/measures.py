@@ -1,8 +1,9 @@
 """The numbers of a round that curves are drawn of, as rows: name, finding, site, round, value.
 
 Names are kebab-case. Of each site (``finding`` empty): ``auroc pr-auc ece`` (means over its findings),
-``loss steps seconds examples weight update-norm cosine up down payload``; of each site and finding
-``auroc pr-auc ece``. Of the federation (``site`` empty): ``lora-error aggregate-norm seconds up down``.
+``loss pretext-loss steps seconds examples weight update-norm cosine up down payload``; of each site and
+finding ``auroc pr-auc ece``. Of the federation (``site`` empty): ``lora-error aggregate-norm seconds up
+down``.
 
 A site measures the adapter it *received* on its validation studies, so what comes with the answers
 of round r is true of the adapter after round r - 1; 0 is the adapter the run began with.
@@ -18,7 +19,13 @@ from typing import Any, NamedTuple
 VALIDATED = ("auroc", "pr-auc", "ece")
 """What sites measure on their validation studies, all between 0 and 1."""
 _BY_FINDING = re.compile(rf"(?:validation\.)?([a-z0-9_]+)\.({'|'.join(VALIDATED)})")
-_OF_SITES = {"loss": "loss", "steps": "steps", "examples": "examples", "payload": "payload"}
+_OF_SITES = {
+    "loss": "loss",
+    "pretext_loss": "pretext-loss",
+    "steps": "steps",
+    "examples": "examples",
+    "payload": "payload",
+}
 _OF_ALL = {"lora_error": "lora-error", "seconds": "seconds", "up": "up", "down": "down"}
 
 

@@ -1,44 +1,36 @@
-"""A run's stages: enrol, local baselines, training rounds, evaluation, release, report."""
+"""A run's stages: enrol, local baselines, rounds, calibration, personalisation, evaluation, release."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import tomli_w
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from common.adapter import AdapterState
 from common.code import code_digest
 from common.config import RunConfig
-from common.errors import CheckpointError, FedcxrError
+from common.errors import CheckpointError
 from common.files import write_atomic
-from common.model.build import CxrModel, build_model
+from common.model.build import CxrModel
 from common.overrides import read_toml
-from common.pet.phase import trained_count
-from common.protocol import OWN_MODEL, Split
-from server.admission import admit_results
-from server.calibrate import Scaling
-from server.calibration_stage import ARM as CALIBRATED
-from server.calibration_stage import calibration_stage, keep_calibration, on_the_wire
+from common.phase import phase_of, trained_count
+from server.calibration_stage import calibration_stage, keep_calibration
 from server.checkpoint import Checkpoint, committed
+from server.class_weights import class_weights
 from server.disk import with_room
-from server.exchange import Reply
+from server.evaluation_stage import evaluate_arm, evaluation_stage
 from server.federation import Federation
 from server.ledger import Ledger
 from server.line import Line
-from server.local_models import local_models, local_stage, read_adapter
+from server.local_models import local_stage
+from server.personalise_stage import personalise_stage
+from server.plan_model import model_of
 from server.release import write_release
-from server.report_words import number
 from server.rounds import train_rounds
-from server.strategies.strategy import check_strategy
 
 PACKAGES = ("fedcxr", "flwr", "numpy", "peft", "timm", "torch", "transformers")
 
@@ -58,13 +50,12 @@ def run_plan(
     full disk.
 
     Raises:
-        ConfigError: if the strategy and the PET method do not go together.
+        FedcxrError: as `server.plan_model.model_of`.
         CheckpointError: if the folder was started with another plan.
         QuorumError: if too few sites take part.
         RunError: if there is no room on the disk, or the line to the sites is dead.
     """
-    check_strategy(config)
-    model = build_model(config)
+    model = model_of(config)
     plan_digest = with_room(lambda: write_plan(config, model.base_digest, folder), "the plan", patience)
     ledger = Ledger(folder / "ledger.sqlite", patience)
     try:
@@ -73,6 +64,7 @@ def run_plan(
         federation = Federation(line, config, plan_digest, model.base_digest, model.schema, ledger)
         federation.committed = len(committed(folder / "checkpoints"))
         federation.enrol()
+        federation.class_weights = class_weights(federation)
         initial = model.initial_state()
         if config.evaluate.local:
             local_stage(federation, initial, folder)
@@ -86,7 +78,9 @@ def run_plan(
         scaling = None
         if config.evaluate.calibrate == "platt":
             scaling = calibration_stage(federation, chosen.state)
-        _test_stage(federation, chosen.state, folder, scaling)
+        if config.personalise.method != "none":
+            personalise_stage(federation, chosen.state)
+        evaluation_stage(federation, chosen.state, folder, scaling)
         digest = with_room(
             lambda: write_release(model, chosen.state, folder / "release", plan_digest),
             "the release",
@@ -172,71 +166,6 @@ def _trained_of_base(model: CxrModel) -> int:
     return sum(p.numel() for n, p in model.parameters.items() if n in model.base_names)
 
 
-def evaluate_arm(
-    federation: Federation,
-    arm: str,
-    state: AdapterState | None,
-    split: Split,
-    without: str = "",
-    scaling: NDArray[np.float64] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Measure one model at every site but ``without``; returns site -> metrics as they came over the wire.
-
-    ``scaling`` is what its probabilities are calibrated by, see `common.protocol.Instruction`.
-    """
-    results: dict[str, dict[str, Any]] = {}
-    instruction = federation.instruction("evaluate", state=state, arm=arm, split=split)
-    instruction = dataclasses.replace(instruction, scaling=scaling)
-
-    def receive(site: str, reply: Reply) -> None:
-        code = reply.code
-        if reply.answer is not None and not code:
-            try:
-                results[site] = admit_results(reply.answer.metrics, federation.config.data.findings)
-            except FedcxrError as error:
-                code = error.code
-        if code:
-            text = f"{site} did not measure {arm}: {code}"
-            federation.ledger.event("evaluated", text, site=site, code=code)
-            return
-        federation.ledger.put_evaluation(arm, split, site, results[site])
-
-    federation.ask([name for name in federation.names() if name != without], instruction, receive)
-    return results
-
-
-def _test_stage(federation: Federation, chosen: AdapterState, folder: Path, scaling: Scaling | None) -> None:
-    arms: dict[str, AdapterState | None] = {}
-    if federation.config.evaluate.local:
-        arms["local"] = None
-    arms["federated"] = chosen
-    for file in sorted((folder / "arms").glob("*.safetensors")):
-        arms[file.stem] = read_adapter(file)
-    for arm, state in arms.items():
-        _test(federation, arm, arm, state)
-    points = None if scaling is None else on_the_wire(scaling, federation.config.data.findings)
-    if points is not None:
-        _test(federation, CALIBRATED, CALIBRATED, chosen, scaling=points)
-    if federation.config.evaluate.matrix:
-        for site, model in local_models(folder):
-            # At its own site it is the arm "local".
-            _test(federation, f"{OWN_MODEL}{site}", f"the model of {site} elsewhere", model, without=site)
-
-
-def _test(
-    federation: Federation,
-    arm: str,
-    called: str,
-    state: AdapterState | None,
-    without: str = "",
-    scaling: NDArray[np.float64] | None = None,
-) -> None:
-    results = evaluate_arm(federation, arm, state, "test", without, scaling)
-    scores = [m["macro-auroc"] for m in results.values() if "macro-auroc" in m]
-    mean = f"mean test AUROC {number(fmean(scores))}" if scores else "no defined AUROC"
-    federation.ledger.event("tested", f"{called}: {mean} over {len(scores)} sites", arm=arm)
-
-
 def choose_round(
     config: RunConfig,
     rounds: list[Checkpoint],
@@ -256,6 +185,7 @@ def choose_round(
         (_weighted(scores, studies), checkpoint)
         for scores, checkpoint in zip(figures, rounds, strict=True)
         if checkpoint.record["status"] == "committed"
+        and phase_of(config, checkpoint.round).kind != "pretrain"
     ]
     best, chosen = max(scored, key=lambda pair: pair[0])
     return rounds[-1] if config.rounds.select == "last" or best < 0 else chosen

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.files import READABLE, write_atomic
 from common.page import templates_in
+from common.protocol import SAME_RANKING
 from server import report_words as words
 from server.report_schema import Arm, FindingResult, Report
 
@@ -89,10 +90,13 @@ _FILTERS: dict[str, Callable[..., Any]] = {
 def _view(report: Report) -> dict[str, Any]:
     """Gather what the templates show beside the report itself."""
     from server import report_figures as figures
+    from server import report_further as further
     from server import report_heatmaps as heatmaps
     from server import report_spread as spread
     from server.report_facts import aggregation_of, matrix_of, reliabilities_of
+    from server.report_pooled import calibration_rows
     from server.report_reliability import reliability_plot
+    from server.report_text import text_answer, text_arms, text_rows
 
     aggregation = aggregation_of(report)
     rows = words.by_gain(report)
@@ -107,15 +111,22 @@ def _view(report: Report) -> dict[str, Any]:
         "certain": [entry for entry in worse if entry.certain],
         "noise": [entry for entry in worse if not entry.certain],
         "flags": words.chance_flags(report),
+        "questions": further.questions(report),
+        **{name: further.comparison_of(report, *pair) for name, pair in further.NAMED.items()},
         "work": words.equal_work(report),
         "events": words.incidents(report),
         "committed": sum(part.status == "committed" for part in report.rounds),
         "cohort": list(dict.fromkeys(site for part in report.rounds for site in part.cohort)),
         "rows": rows,
+        "columns": {name: arm for name, arm in report.arms.items() if name not in SAME_RANKING},
         "many": many,
         "pair": [name for name in ("local", "federated") if name in report.arms] or list(report.arms)[:2],
         "details": {site: _details(report, site) for site in rows},
         "costs": costs(report),
+        "calibrations": calibration_rows(report),
+        "text_rows": text_rows(report),
+        "text_arms": text_arms(report),
+        "text_answer": text_answer(report),
         "subject": subject,
         "thumbnails": _thumbnails(report, report.arms.get(subject)),
         "figures": {

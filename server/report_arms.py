@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import fsum, sqrt
 
 from common.errors import DataError
-from common.metrics import Difference, SiteMetrics
+from common.metrics import Difference, FindingMetrics, SiteMetrics
+from common.metrics.calibration import coarse_bins
 from common.protocol import OWN_MODEL
+from server.report_held_out import ALL_BUT, left_out_models
 from server.report_schema import (
     Arm,
+    BinResult,
     Comparison,
     FindingResult,
     Gap,
@@ -21,11 +24,10 @@ from server.report_schema import (
     WorseSite,
     WorstSite,
 )
+from server.report_worse import MACRO, area_of
 
 NORMAL_95 = 1.959963984540054
 """Standard normal quantile at 0.975."""
-
-MACRO = "macro"
 
 
 def site_mean_interval(values: Sequence[float], ses: Sequence[float | None]) -> tuple[float, float] | None:
@@ -63,8 +65,14 @@ def site_result(metrics: SiteMetrics) -> SiteResult:
         macro_auroc=metrics.macro_auroc,
         interval=metrics.macro_interval,
         pooled_ece=metrics.pooled_ece,
-        findings={name: FindingResult(**asdict(m)) for name, m in metrics.findings.items()},
+        findings={name: _finding_result(m) for name, m in metrics.findings.items()},
     )
+
+
+def _finding_result(metrics: FindingMetrics) -> FindingResult:
+    told = asdict(replace(metrics, bins=coarse_bins(metrics.bins)))
+    bins = [{name: part[name] for name in BinResult.model_fields} for part in told.pop("bins")]
+    return FindingResult(**told, bins=tuple(BinResult(**part) for part in bins))
 
 
 def build_arm(description: str, local_steps: Mapping[str, int], results: Mapping[str, SiteMetrics]) -> Arm:
@@ -110,6 +118,12 @@ def build_matrix(results: Mapping[str, Mapping[str, SiteMetrics]]) -> tuple[Matr
         rows.append(_matrix_row(f"{OWN_MODEL}{site}", site, {**elsewhere.get(site, {}), **home}))
     shared = [arm for arm in ("federated", "pooled") if arm in results]
     return (*rows, *(_matrix_row(arm, None, results[arm]) for arm in shared))
+
+
+def build_left_out(results: Mapping[str, Mapping[str, SiteMetrics]]) -> tuple[MatrixRow, ...] | None:
+    """Lay out the model without each site at every site, or None where no site was left out."""
+    models = left_out_models(results)
+    return tuple(_matrix_row(f"{ALL_BUT}{site}", None, of) for site, of in models.items()) or None
 
 
 def _matrix_row(model: str, trained_at: str | None, results: Mapping[str, SiteMetrics]) -> MatrixRow:
@@ -163,8 +177,8 @@ def find_worse(
     for site in federated.sites:
         gaps = {MACRO: macro.get(site), **findings.get(site, {})}
         for finding, gap in gaps.items():
-            before = _area(local.sites.get(site), finding)
-            after = _area(federated.sites[site], finding)
+            before = area_of(local.sites.get(site), finding)
+            after = area_of(federated.sites[site], finding)
             if gap is None or gap.difference >= 0 or before is None or after is None:
                 continue
             worse.append(
@@ -179,11 +193,3 @@ def find_worse(
                 )
             )
     return tuple(sorted(worse, key=lambda entry: entry.difference))
-
-
-def _area(result: SiteResult | None, finding: str) -> float | None:
-    if result is None:
-        return None
-    if finding == MACRO:
-        return result.macro_auroc
-    return result.findings[finding].auroc if finding in result.findings else None

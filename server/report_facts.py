@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.protocol import SAME_RANKING
 from server.facts.records import Aggregation, Matrix, Reliability
 from server.facts.reliability import gather
 from server.report_aggregation import AggregationPart, DriftPart
@@ -11,7 +12,7 @@ from server.report_schema import Report
 from server.report_words import shown_findings
 
 _ORDER = ("federated", "personalised", "pooled")
-_NO_ROW = {"local", "calibrated"}
+_NO_ROW = {"local", *SAME_RANKING}
 """Arms that are no row of the matrix: each site's own is one, and calibration changes no ranking."""
 
 

@@ -29,7 +29,8 @@ class MatrixRow(Part):
     """One model, measured on the test studies of the sites."""
 
     model: Name
-    """`local:SITE` is what SITE trained alone; `federated` and `pooled` are the arms of that name."""
+    """`local:SITE` is what SITE trained alone, `all-but:SITE` what the others trained without it;
+    `federated` and `pooled` are the arms of that name."""
     trained_at: Name | None
     """Site that trained it alone; `null` where several did."""
     sites: dict[Name, MatrixCell]

@@ -13,6 +13,8 @@ from pydantic import AwareDatetime, Field, NonNegativeInt, PositiveInt, model_va
 
 from server.report_aggregation import AggregationPart, DriftPart
 from server.report_matrix import MatrixCell, MatrixFigure, MatrixRow
+from server.report_personal import PersonalPart, PersonalSite
+from server.report_pooled import PooledArea, PooledArm, PooledFinding
 from server.report_run import (
     BytesPart,
     Interval,
@@ -24,6 +26,8 @@ from server.report_run import (
     Share,
     SitePart,
 )
+from server.report_text import TextPart, TextSite
+from server.report_worse import Loss
 
 __all__ = [
     "ARM_ORDER",
@@ -37,15 +41,23 @@ __all__ = [
     "DriftPart",
     "FindingResult",
     "Gap",
+    "Loss",
     "MatrixCell",
     "MatrixFigure",
     "MatrixRow",
     "ModelPart",
+    "PersonalPart",
+    "PersonalSite",
     "PetPart",
+    "PooledArea",
+    "PooledArm",
+    "PooledFinding",
     "Report",
     "RoundPart",
     "SitePart",
     "SiteResult",
+    "TextPart",
+    "TextSite",
     "WorseSite",
     "WorstSite",
 ]
@@ -97,6 +109,9 @@ class FindingResult(BaselineResult):
     """Mean squared error of the probability."""
     bins: tuple[BinResult, ...] = ()
     """Points of the reliability diagram, by mean probability; empty: suppressed, or not told."""
+    mcc: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Matthews' correlation at the threshold that is best on the site's validation studies; the
+    threshold stays at the site."""
 
 
 class SiteResult(Part):
@@ -153,9 +168,9 @@ class Comparison(Part):
     """Candidate against reference on the same patients."""
 
     candidate: Name
-    """Arm that is judged, `federated`."""
+    """Arm that is judged, for example `federated`."""
     reference: Name
-    """Arm it is judged against, `local`."""
+    """Arm it is judged against, for example `local`."""
     site_mean: Gap
     """Mean over the sites in `sites`."""
     sites: dict[Name, Gap]
@@ -231,6 +246,20 @@ class Report(Part):
     """Every model at every site; `null` where the plan did not ask for it (`evaluate.matrix`)."""
     aggregation: AggregationPart | None = None
     """How the last mean was made, and how far the adapter went; `null` where the ledger does not say."""
+    further: tuple[Comparison, ...] = ()
+    """Personalised against federated and local, held-out against local and federated, as far as there
+    are such arms."""
+    losses: tuple[Loss, ...] = ()
+    """Where a candidate of `further` scores below its reference; worst first within each pair."""
+    personal: PersonalPart | None = None
+    """How the sites made the released adapter their own; `null` where the plan did not ask for it."""
+    text: TextPart | None = None
+    """How reports were read, and what they alone give away; `null` for a model of images alone."""
+    left_out: tuple[MatrixRow, ...] | None = None
+    """The model without each site, at every site; `null` where no site was left out."""
+    pooled: dict[Name, PooledArm] | None = None
+    """Arm to how it ranks all sites' test studies together; `null` where no site told
+    (`evaluate.pooled`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -250,12 +279,11 @@ class Report(Part):
 
     @model_validator(mode="after")
     def _compares_what_was_measured(self) -> Self:
-        if self.comparison is None:
-            return self
-        for name in (self.comparison.reference, self.comparison.candidate):
-            if name not in self.arms:
-                raise ValueError(f"comparison names the arm {name!r}; arms are {list(self.arms)}")
-            unmeasured = set(self.comparison.sites) - set(self.arms[name].sites)
-            if unmeasured:
-                raise ValueError(f"comparison at {sorted(unmeasured)}, not measured under {name!r}")
+        for comparison in (*([self.comparison] if self.comparison else []), *self.further):
+            for name in (comparison.reference, comparison.candidate):
+                if name not in self.arms:
+                    raise ValueError(f"comparison names the arm {name!r}; arms are {list(self.arms)}")
+                unmeasured = set(comparison.sites) - set(self.arms[name].sites)
+                if unmeasured:
+                    raise ValueError(f"comparison at {sorted(unmeasured)}, not measured under {name!r}")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 
 from server.report_schema import Arm, Comparison, Report, WorseSite
@@ -109,9 +109,13 @@ def by_gain(report: Report) -> list[str]:
 
 def headline(report: Report) -> Headline:
     """Say what federated training did to the sites, no surer than the intervals allow."""
-    if report.comparison is None:
-        return _without_comparison(report)
-    against = report.comparison
+    from server.report_further import sentences  # its sentences are made of what is here
+
+    said = _without_comparison(report) if report.comparison is None else _compared(report, report.comparison)
+    return replace(said, details=(*said.details, *sentences(report)))
+
+
+def _compared(report: Report, against: Comparison) -> Headline:
     macro = [entry for entry in report.worse_sites if entry.finding == MACRO]
     certain = [entry for entry in macro if entry.certain]
     low, high = against.site_mean.interval

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from common.adapter import AdapterState
 from common.errors import FedcxrError, QuorumError
-from common.pet.phase import trained_names
+from common.pace import Pace, is_over, keep_pace, pace_of
+from common.phase import phase_of, trained_names
 from common.protocol import Answer
 from common.seeds import numpy_generator
 from server.admission import admit
@@ -47,18 +50,25 @@ def train_rounds(federation: Federation, initial: AdapterState, folder: Path) ->
         federation.ledger.event("resumed", text, round=done[-1].round)
     federation.committed = len(done)
     state, memory = (done[-1].state, done[-1].memory) if done else (initial, {})
-    for number in range(len(done) + 1, federation.config.rounds.count + 1):
+    config = federation.config
+    pace = pace_of(done[-1].record if done else None)
+    for number in range(len(done) + 1, config.last_round + 1):
+        if is_over(pace, config):
+            text = f"stopped after round {number - 1}: no better validation in {pace.waited} rounds"
+            federation.ledger.event("stopped", text, round=number - 1)
+            break
         federation.enrol_late()
-        checkpoint, measures, pairs = _one_round(federation, number, state, memory)
+        checkpoint, measures, pairs = _one_round(federation, number, state, memory, pace)
         _keep(federation, checkpoint, folder)
         federation.committed = number
         details = {"drift": _drift(initial, checkpoint.state), **pairs}
         federation.ledger.put_round(checkpoint.record, measures, details)
         facts = {key: value for key, value in checkpoint.record.items() if key != "round"}
         federation.ledger.event("round", _sentence(checkpoint.record), round=number, **facts)
-        state, memory = checkpoint.state, checkpoint.memory
+        state, memory, pace = checkpoint.state, checkpoint.memory, pace_of(checkpoint.record)
         done.append(checkpoint)
-    if all(checkpoint.record["status"] == "abandoned" for checkpoint in done):
+    trained = [one for one in done if phase_of(config, one.round).kind != "pretrain"]
+    if all(checkpoint.record["status"] == "abandoned" for checkpoint in trained):
         raise QuorumError(
             "no round reached its quorum, so there is no model",
             found=f"{len(done)} rounds abandoned, quorum {federation.config.rounds.quorum}",
@@ -79,11 +89,14 @@ def _keep(federation: Federation, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _one_round(
-    federation: Federation, number: int, state: AdapterState, memory: dict[str, Tensor]
+    federation: Federation, number: int, state: AdapterState, memory: dict[str, Tensor], pace: Pace
 ) -> tuple[Checkpoint, list[Measure], dict[str, Any]]:
     """Carry out a round; returns what is committed, and the numbers and arrays that tell of it."""
     config, ledger = federation.config, federation.ledger
+    pretraining = phase_of(config, number).kind == "pretrain"
     cohort = federation.cohort(numpy_generator(config.seed, "cohort", number))
+    if pretraining:
+        cohort = _with_images(federation, cohort)
     schema = federation.schema.select(trained_names(federation.schema, config, number))
     updates: dict[str, SiteUpdate] = {}
     rejected: dict[str, str] = {}
@@ -94,8 +107,9 @@ def _one_round(
         reason = reason_of(code) if code else ""
         if reply.answer is not None and not code:
             try:
-                registered = federation.sites[site].train_studies
-                updates[site] = admit(reply.answer, site, schema, config, registered)
+                known = federation.sites[site]
+                registered = known.pretrain_studies if pretraining else known.train_studies
+                updates[site] = admit(reply.answer, site, schema, config, registered, pretraining)
                 answers[site] = reply.answer
             except FedcxrError as error:
                 code, reason = error.code, words_of(error)
@@ -113,9 +127,9 @@ def _one_round(
     text = f"Round {number}: asking {len(cohort)} sites"
     text += f", without {', '.join(absent)}" if absent else ""
     ledger.event("asked", text, round=number, cohort=cohort, deadline=config.rounds.deadline)
-    replies, missing, exchange = federation.ask(
-        cohort, federation.instruction("train", number, state), receive
-    )
+    instruction = federation.instruction("pretrain" if pretraining else "train", number, state)
+    instruction = dataclasses.replace(instruction, learning_rate=pace.learning_rate)
+    replies, missing, exchange = federation.ask(cohort, instruction, receive)
     record: dict[str, Any] = {
         "round": number,
         "cohort": cohort,
@@ -125,7 +139,8 @@ def _one_round(
         "up": sum(reply.up for reply in replies.values()),
         "down": exchange.down,
         "payload": {s: int(answers[s].update.nbytes) for s in sorted(answers)},  # type: ignore[union-attr]
-        "loss": _metric(answers, "loss"),
+        "loss": {} if pretraining else _metric(answers, "loss"),
+        "pretext_loss": _metric(answers, "loss") if pretraining else {},
         "validation_before": _metric(answers, "validation-auroc"),
         "steps": _metric(answers, "steps"),
         "examples": {site: update.num_examples for site, update in sorted(updates.items())},
@@ -133,6 +148,7 @@ def _one_round(
         "lora_error": None,
         "status": "committed" if len(updates) >= config.rounds.quorum else "abandoned",
     }
+    record["pace"] = asdict(keep_pace(pace, config, number, record["validation_before"]))
     measures: list[Measure] = []
     pairs: dict[str, Any] = {}
     if record["status"] == "committed":
@@ -154,6 +170,22 @@ def _one_round(
     for site, answer in answers.items():
         measures += of_validation(site, number - 1, answer.metrics)
     return Checkpoint(number, state, memory, record), measures, pairs
+
+
+def _with_images(federation: Federation, cohort: Sequence[str]) -> list[str]:
+    """Return the sites that have something to pretrain on.
+
+    Raises:
+        QuorumError: if none has.
+    """
+    able = [name for name in cohort if federation.sites[name].pretrain_studies]
+    if not able:
+        raise QuorumError(
+            "no site has an image that the plan's pretraining may use",
+            found=f"pretrain.task = {federation.config.pretrain.task!r}",
+            fix="set pretrain.rounds = 0, or see [unlabelled] and [columns] of the sites",
+        )
+    return able
 
 
 def _rounded(rows: Sequence[Sequence[float]]) -> list[list[float]]:

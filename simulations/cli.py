@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import exit_codes, fail_clearly
+from simulations import benchmark_commands, budget_commands
 
 for _name, _value in {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -57,7 +58,7 @@ def run(
         str, typer.Option(help="`inline`: this process. `ray`: Flower's engine, also on a cluster.")
     ] = "inline",
     arms: Annotated[
-        str, typer.Option(help="Comma list of local, federated, pooled. Default: the experiment's.")
+        str, typer.Option(help="Comma list of local, federated, pooled, held-out. Default: the experiment's.")
     ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, to the same bits.")
@@ -141,6 +142,11 @@ def list_keys(
             if search in key:
                 shown = ", ".join(default) if isinstance(default, tuple) else default
                 typer.echo(f"{key} = {shown if shown != '' else '(empty)'}\n    {meaning}")
+
+
+app.command("benchmark", epilog=exit_codes())(benchmark_commands.benchmark)
+app.command("budget", epilog=exit_codes())(budget_commands.budget)
+app.command("backbones")(budget_commands.backbones)
 
 
 @app.command("list")

@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.config import DataConfig, Findings, Positive, RunConfig, Section, comma_list
+from common.config import RunConfig
 from common.errors import ConfigError, closest
 from common.overrides import merge, parse_assignment, read_toml, set_key
+from common.sections import DataConfig, Findings, Positive, Section, comma_list
 from simulations.faults import Fault
 from simulations.partition import Scheme
+from simulations.phantom.modality import Modality
 
-Arm = Literal["local", "federated", "pooled"]
+Arm = Literal["local", "federated", "pooled", "held-out"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -23,7 +25,7 @@ class ExperimentData(DataConfig):
     """What is learnt, and on this machine where from."""
 
     root: str = ""
-    """Folder that the sites' tables, and model.weights, are relative to."""
+    """Folder that the sites' tables, model.weights and model.text_weights are relative to."""
 
 
 class PhantomSpec(Section):
@@ -55,6 +57,10 @@ class PhantomSpec(Section):
     """How images are stored."""
     split: tuple[Share, Share, Share] = (0.7, 0.1, 0.2)
     """Shares of patients for train, validation and test."""
+    unlabelled: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Pictures of further patients without labels, for pretraining alone; 0: it uses the training studies."""
+    unlabelled_modality: Modality = "chest"
+    """What they show: ``chest``, ``ultrasound``, ``microscopy``, or ``shuffled``, radiographs cut up."""
 
 
 class SiteSpec(Section):
@@ -107,6 +113,9 @@ class Experiment(RunConfig):
     """GPUs per site under the Ray engine, for example 0.25: four sites share one."""
     faults: tuple[Fault, ...] = ()
     """Sites that misbehave on purpose; for the inline engine."""
+    benchmark: dict[str, Any] = Field(default_factory=dict)
+    """The grid ``fedcxr-simulate benchmark`` makes of this experiment; see simulations/benchmark/grid.py.
+    A single run leaves it aside."""
 
     @model_validator(mode="after")
     def _has_sites(self) -> Self:
@@ -119,9 +128,14 @@ class Experiment(RunConfig):
     def run_config(self, sites: int) -> RunConfig:
         """Return what travels: the same values without anything about this machine."""
         tree = {name: getattr(self, name) for name in RunConfig.model_fields}
-        weights = Path(self.data.root).expanduser() / self.model.weights
-        if self.model.weights and not Path(self.model.weights).exists() and weights.exists():
-            tree["model"] = self.model.model_copy(update={"weights": str(weights.resolve())})
+        root = Path(self.data.root).expanduser()
+        found = {
+            name: str((root / named).resolve())
+            for name in ("weights", "text_weights")
+            if (named := getattr(self.model, name)) and not Path(named).exists() and (root / named).exists()
+        }
+        if found:
+            tree["model"] = self.model.model_copy(update=found)
         tree["data"] = DataConfig(**self.data.model_dump(exclude={"root"}))
         tree["rounds"] = self.rounds.model_copy(update={"sites": sites})
         local = self.evaluate.local and "local" in self.arms
@@ -145,7 +159,7 @@ def load_experiments(name: str, assignments: Sequence[str] = ()) -> dict[str, Ex
     Raises:
         ConfigError: if there is no such file or name, or a key or value is wrong.
     """
-    path = _find(name)
+    path = find_experiment(name)
     tree = read_toml(path)
     over: dict[str, Any] = {}
     for text in assignments:
@@ -162,7 +176,12 @@ def _with_base(path: Path) -> dict[str, Any]:
     return merge(_with_base(path.parent / f"{base}.toml"), tree) if base else tree
 
 
-def _find(name: str) -> Path:
+def find_experiment(name: str) -> Path:
+    """Return the file of an experiment, by file or shipped name.
+
+    Raises:
+        ConfigError: if there is no such file or name.
+    """
     path, known = Path(name), shipped()
     if path.is_file():
         return path

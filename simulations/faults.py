@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Message
 from numpy.typing import NDArray
 from pydantic import Field
 
-from common.config import Section
+from common.sections import Section
 
 Kind = Literal["nan", "shape", "extra", "weight", "large", "silent"]
 

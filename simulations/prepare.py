@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import tomli_w
 
 from client.data.dataset import load_site_data
 from client.data.table import StudyTable, read_studies
+from client.data.unlabelled import Unlabelled
 from client.site import SiteConfig, load_site
 from common.config import RunConfig
 from common.errors import ConfigError, TableError
@@ -26,6 +27,11 @@ from simulations.experiment import Experiment, PartitionSpec, PhantomSpec, SiteS
 from simulations.partition import partition
 from simulations.phantom.cases import PREVALENCE, Population
 from simulations.phantom.site import write_site
+from simulations.phantom.unlabelled import write_unlabelled
+from simulations.site_reports import report_columns
+
+_FINDINGS = ("findings_text", "findings")
+"""Key of ``[columns]``, and its default, of the field that no redaction but ``indication`` takes away."""
 
 
 def prepare_sites(experiment: Experiment, folder: Path) -> dict[str, Path]:
@@ -104,6 +110,17 @@ def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder
         missing_labels=spec.missing_labels,
         workers=os.cpu_count() or 1,
     )
+    if spec.unlabelled:
+        write_unlabelled(
+            file,
+            n=spec.unlabelled,
+            seed=spec.seed,
+            size=spec.size,
+            scanner=spec.scanner,
+            population=population,
+            modality=spec.unlabelled_modality,
+            workers=os.cpu_count() or 1,
+        )
     _for_simulation(file, experiment, spec.split)
     return file
 
@@ -141,7 +158,8 @@ def _deal(experiment: Experiment, spec: PartitionSpec, folder: Path) -> list[str
     names = [f"site-{i:0{width}d}" for i in range(1, len(dealt) + 1)]
     for name, rows in zip(names, dealt, strict=True):
         part = {"path": table.path[rows], "patient": table.patient[rows], "view": table.view[rows]}
-        write_table_site(folder / name, name, whole, part, table.take(rows))
+        reports = report_columns(whole, table.path[rows])
+        write_table_site(folder / name, name, whole, {**part, **reports}, table.take(rows))
         _for_simulation(folder / name / "site.toml", experiment)
     return names
 
@@ -187,11 +205,15 @@ def write_pooled_site(files: dict[str, Path], config: RunConfig, folder: Path) -
     Only a simulation can: it is the reference a federation is measured against.
     """
     sites = {name: load_site(file) for name, file in files.items()}
-    root = Path(os.path.commonpath([str(site.data.root.resolve()) for site in sites.values()]))
+    root = _common_root(site.data.root for site in sites.values())
     parts: dict[str, list[Any]] = {"path": [], "patient": [], "view": [], "split": []}
     studies: list[StudyTable] = []
+    written: list[dict[str, list[str]]] = []
+    pools: dict[str, Unlabelled] = {}
     for name, site in sites.items():
-        data = load_site_data(site, config.data, config.seed)
+        data = load_site_data(site, config.data, config.seed, config.pretrain)
+        if data.pool:
+            pools[name] = data.pool
         table = read_studies(site, config.data.findings, config.data.clinical)
         table = replace(table.take(table.code == ""), labels=data.labels)
         place = os.path.relpath(site.data.root.resolve(), root)
@@ -201,6 +223,13 @@ def write_pooled_site(files: dict[str, Path], config: RunConfig, folder: Path) -
             parts["view"] += ["pooled"] * len(rows)
             parts["split"] += [split] * len(rows)
             studies.append(table.take(rows))
+            written.append(report_columns(site, table.path[rows]))
+    for key in sorted({key for part in written for key in part}):
+        parts[key] = [
+            text
+            for part, of in zip(written, studies, strict=True)
+            for text in part.get(key, [""] * len(of.path))
+        ]
     first = next(iter(sites.values()))
     everywhere = {"root": root, "views": (), "burned_in": "accept"}
     like = first.model_copy(update={"data": first.data.model_copy(update=everywhere)})
@@ -213,5 +242,33 @@ def write_pooled_site(files: dict[str, Path], config: RunConfig, folder: Path) -
     body = read_toml(file)
     body["device"] = {"threads": first.device.threads}
     body["evaluate"] = {"min_cell": 1}
+    drawn = config.data.fraction < 1 or config.data.shots > 0
+    if pools and (drawn or any(site.unlabelled for site in sites.values())):
+        key, usual = ("indication",) * 2 if config.pretrain.redaction == "indication" else _FINDINGS
+        said = body["columns"].get(key, usual)
+        body["unlabelled"] = _write_pools(pools, said, folder / "unlabelled.csv")
     write_atomic(file, tomli_w.dumps(body).encode())
     return file
+
+
+def _write_pools(pools: dict[str, Unlabelled], said: str, table: Path) -> dict[str, str]:
+    """Write what all sites pretrain on as one table; returns the ``[unlabelled]`` that names it.
+
+    Reports are redacted already; they go to the column ``said``, of a field that the redaction leaves.
+    """
+    root = _common_root(pool.root for pool in pools.values())
+    rows = [
+        {
+            "path": os.path.relpath(pool.root.resolve() / str(path), root),
+            "patient": f"{name}/{i}",
+            said: pool.texts[i] if pool.texts else "",
+        }
+        for name, pool in pools.items()
+        for i, path in enumerate(pool.paths)
+    ]
+    write_atomic(table, pd.DataFrame(rows).to_csv(index=False).encode())
+    return {"table": table.name, "root": str(root), "views": "any"}
+
+
+def _common_root(folders: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath([str(folder.resolve()) for folder in folders]))

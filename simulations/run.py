@@ -7,23 +7,26 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from client.site import load_site
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import write_atomic
-from common.model.build import build_model
 from server.checkpoint import read
 from server.ledger import Ledger
+from server.plan_model import model_of
 from server.report import write_report
 from server.report_schema import Report
-from server.strategies.strategy import check_strategy
 from server.summary import summarise
 from simulations.engine import Engine, run_inline, run_ray
 from simulations.experiment import Experiment
 from simulations.faults import tamper_with
+from simulations.leave_out import check_leave_out, leave_one_out, training_only
 from simulations.prepare import prepare_sites, write_pooled_site
+from simulations.text_probe import in_words, probe_sites
 from simulations.view import View
 
 POOLED = "All sites' training studies in one place, the same epochs over all of them; no hospital could."
@@ -46,9 +49,17 @@ def run_series(
 
 
 def run_experiment(
-    experiment: Experiment, folder: Path, *, engine: Engine, resume: bool, view: View
+    experiment: Experiment,
+    folder: Path,
+    *,
+    engine: Engine,
+    resume: bool,
+    view: View,
+    sites: Mapping[str, Path] | None = None,
 ) -> Report:
     """Run every arm of an experiment and write its report; returns the report.
+
+    ``sites`` are site -> site.toml where they are laid out already; else they come to ``folder/sites``.
 
     Raises:
         ConfigError: if the folder holds a run and ``resume`` is off, or an engine cannot do
@@ -65,23 +76,38 @@ def run_experiment(
     folder.mkdir(parents=True, exist_ok=True)
     view.say(f"{experiment.title}: writing to {folder}")
     draft = experiment.run_config(0)
-    check_strategy(draft)
-    build_model(draft)  # what is wrong with the model is said before a single image is drawn
+    # What is wrong with the model is said before a single image is drawn.
+    model_of(draft)
     view.begin(folder)
-    files = prepare_sites(experiment, folder / "sites")
+    files = prepare_sites(experiment, folder / "sites") if sites is None else sites
     config = experiment.run_config(len(files))
+    probe = probe_sites(config, files)
+    if probe is not None:
+        view.say(in_words(probe))
     if "pooled" in experiment.arms:
         _pooled_arm(experiment, config, files, folder, view)
-    with view.follow(folder, "federated", config.rounds.count):
-        if engine == "ray":
-            threads = experiment.threads or os.cpu_count() or 1
-            run_ray(config, files, folder, threads, experiment.gpus)
-        else:
-            run_inline(config, files, folder, tamper_with(experiment.faults))
-    _tell_the_report(experiment, files, config, folder, view)
+    held_out = "held-out" in experiment.arms
+    if held_out:
+        check_leave_out(files)
+    with view.follow(folder, "federated", config.last_round):
+        _federate(experiment, engine, config, files, folder)
+    if held_out:
+        leave_one_out(config, files, folder, partial(_federate, experiment, engine), view)
+    _tell_the_report(experiment, files, config, folder, view, probe)
     report = summarise(folder)
     write_report(report, folder)
     return report
+
+
+def _federate(
+    experiment: Experiment, engine: Engine, config: RunConfig, files: Mapping[str, Path], folder: Path
+) -> None:
+    """Carry out a plan at some sites, in a folder."""
+    if engine == "ray":
+        threads = experiment.threads or os.cpu_count() or 1
+        run_ray(config, files, folder, threads, experiment.gpus)
+    else:
+        run_inline(config, files, folder, tamper_with(experiment.faults))
 
 
 def _pooled_arm(
@@ -99,17 +125,11 @@ def _pooled_arm(
     site = place / "site" / "site.toml"
     if not site.is_file():
         write_pooled_site(dict(files), config, site.parent)
-    plain = {"local": False, "matrix": False, "calibrate": "none"}
-    alone = config.model_copy(
-        update={
-            # The sites have drawn already; what they drew is pooled.
-            "data": config.data.model_copy(update={"fraction": 1.0, "shots": 0}),
-            "rounds": config.rounds.model_copy(update={"sites": 1, "quorum": 1, "cohort": 0}),
-            "evaluate": config.evaluate.model_copy(update=plain),
-        }
-    )
+    # The sites have drawn already; what they drew is pooled.
+    drawn = config.data.model_copy(update={"fraction": 1.0, "shots": 0})
+    alone = training_only(config, 1).model_copy(update={"data": drawn})
     view.say("pooled reference: training on all sites' studies in one place")
-    with view.follow(place, "pooled", config.rounds.count):
+    with view.follow(place, "pooled", config.last_round):
         run_inline(alone, {"pooled": site}, place)
     ledger = Ledger(place / "ledger.sqlite")
     chosen, plan = ledger.get("released")["round"], ledger.get("plan_digest")
@@ -126,6 +146,7 @@ def _tell_the_report(
     config: RunConfig,
     folder: Path,
     view: View,
+    probe: Mapping[str, Any] | None,
 ) -> None:
     """Leave in the ledger what only a simulation knows about its sites."""
     thumbnail = None
@@ -140,6 +161,7 @@ def _tell_the_report(
         "notes": _notes(experiment),
         "images": _image_bytes(files),
         "thumbnail": thumbnail,
+        "text_probe": probe,
     }
     ledger = Ledger(folder / "ledger.sqlite")
     ledger.put("report", told)

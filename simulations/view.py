@@ -31,6 +31,7 @@ _ASIDE = {"refused", "resumed"}
 """What is shown of a run that is only a reference."""
 _WARNINGS = {"refused", "rejected"}
 _INTERVAL = 0.2
+_STAGES = {"local": "local baselines", "calibrate": "calibrating", "personalise": "personalising"}
 
 
 class View:
@@ -143,7 +144,7 @@ class _Board:
             self._cohort = event.facts["cohort"]
             self._began = self._began or event.time
             self._stage = f"round {self._round} of {self._rounds}"
-        elif event.kind in ("returned", "rejected", "local"):
+        elif event.kind in ("returned", "rejected"):
             self._heard.append(event.site or "")
         elif event.kind == "round":
             self._up += event.facts["up"]
@@ -152,10 +153,11 @@ class _Board:
             self._score = f"{sum(scores) / len(scores):.3f}" if scores else ""
         elif event.kind == "enrolled":
             self._cohort.append(event.site or "")
-        elif event.kind == "stage":
-            self._stage, self._heard = "local baselines", []
-        elif event.kind in ("chosen", "tested"):
-            self._stage, self._cohort = "measuring", []
+        elif event.kind == "asking":
+            self._stage, self._heard = _STAGES.get(event.facts["stage"], "measuring"), []
+            self._cohort = event.facts["cohort"]
+        elif event.kind == "answered":
+            self._heard.append(event.site or "")
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from client.data.assess import assess_site
 from client.data.draw import draw_fraction, draw_shots
 from client.data.split import SPLITS
+from client.data.texts import read_texts
+from client.data.unlabelled import Unlabelled, load_unlabelled
 from client.site import SiteConfig
-from common.config import DataConfig
 from common.errors import DataError
+from common.sections import DataConfig, PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,15 @@ class SiteData:
     """train, validation and test -> rows; no patient is in two."""
     owned: NDArray[np.bool_]
     """``[F]``: findings annotated on at least one training image."""
+    texts: tuple[str, ...] = ()
+    """Each row's report as the plan's redaction leaves it, '' where there is none; empty unless the plan
+    reads text. Never leaves the site."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
     """Reason -> images that cannot be used."""
     removed: Mapping[str, int] = field(default_factory=dict)
     """Filter -> rows that were not asked for."""
+    pool: Unlabelled | None = None
+    """What pretraining may use; None where the plan does not pretrain."""
 
     def labelled(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split on which at least one of the findings is annotated."""
@@ -53,8 +60,12 @@ class SiteData:
         return (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
 
 
-def load_site_data(site: SiteConfig, plan: DataConfig, seed: int = 0) -> SiteData:
+def load_site_data(
+    site: SiteConfig, plan: DataConfig, seed: int = 0, pretrain: PretrainConfig | None = None
+) -> SiteData:
     """Read a site's table, decode its images (once), split its patients and draw what the plan asks.
+
+    Where ``pretrain`` has rounds, the images that they may use come along.
 
     Raises:
         DataError: as `assess_site`, or if a draw leaves no label to train on.
@@ -64,6 +75,9 @@ def load_site_data(site: SiteConfig, plan: DataConfig, seed: int = 0) -> SiteDat
     table = assessed.table.take(rows)
     split = {name: np.flatnonzero(assessed.split[rows] == name) for name in SPLITS}
     labels = np.where((table.code == "")[:, None], table.labels, np.float32(np.nan))
+    pool = None
+    if pretrain is not None and pretrain.rounds:
+        pool = load_unlabelled(site, plan, pretrain, assessed)
     if plan.fraction < 1:
         split["train"] = draw_fraction(table.patient, split["train"], plan.fraction, seed)
     if plan.shots:
@@ -84,4 +98,6 @@ def load_site_data(site: SiteConfig, plan: DataConfig, seed: int = 0) -> SiteDat
         owned=np.asarray((~np.isnan(labels[split["train"]])).any(axis=0)),
         quarantined=assessed.quarantined,
         removed=assessed.not_asked_for,
+        texts=read_texts(site, table.path, plan.redaction) if plan.text else (),
+        pool=pool,
     )

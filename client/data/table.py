@@ -110,7 +110,7 @@ def read_studies(
     table = StudyTable(
         findings=wanted,
         variables=variables,
-        path=_plain(path[rows]),
+        path=plain_paths(path[rows]),
         patient=patient[rows],
         study=_optional(columns, names, "study", name)[rows],
         view=np.char.upper(_optional(columns, names, "view", name)[rows]),
@@ -206,7 +206,7 @@ def _splits(cells: Text, number: NDArray[np.int64]) -> Text:
     return np.array([_SPLIT_NAMES[str(cell)] for cell in lowered], dtype=np.str_)
 
 
-def _plain(paths: Text) -> Text:
+def plain_paths(paths: Text) -> Text:
     """Write paths one way, so that ./a.png and a.png are the same file."""
     return np.array([str(PurePosixPath(str(path))) if path else "" for path in paths], dtype=np.str_)
 

@@ -11,8 +11,18 @@ from math import fsum
 
 from client.gate.figures import refused, whole
 from common.errors import SchemaError
+from common.metrics.histogram import CELLS, STEP
 from common.metrics.platt import PlattSums
-from common.protocol import BIN_COUNTS, BIN_MEAN, VALIDATION_COUNTS, Value, validation_key
+from common.protocol import (
+    BIN_COUNTS,
+    BIN_MEAN,
+    BIN_SPAN,
+    LABEL_COUNTS,
+    RELEASED,
+    VALIDATION_COUNTS,
+    Value,
+    validation_key,
+)
 
 
 def check_evaluation(metrics: Mapping[str, Value], findings: tuple[str, ...], floor: int) -> None:
@@ -36,14 +46,16 @@ def check_evaluation(metrics: Mapping[str, Value], findings: tuple[str, ...], fl
         _check_cell(f"{finding}.positives", positives, negatives, floor)
         told += 1
         ranked += positives > 0 < negatives
-        rankings = {f"{finding}.{name}" for name in ("auroc", "interval", "pr-auc")} | {f"gain.{finding}"}
+        rankings = {f"{finding}.{name}" for name in ("auroc", "interval", "pr-auc", "mcc")}
+        rankings |= {f"gain.{finding}"}
         if min(positives, negatives) == 0 and results & rankings:
             raise refused(f"{finding}.auroc", "is a ranking of studies that are all alike")
         share = round(positives / (positives + negatives), 3)
         if metrics.get(f"{finding}.prevalence", share) != share:
             raise refused(f"{finding}.prevalence", "is not that of its counts")
         _check_bins(metrics, finding, positives, negatives, floor)
-    means = ("macro-auroc", "macro-interval", "macro-se", "gain.macro", "gain-se.macro")
+    gains = [f"{kind}.{of}" for kind in ("gain", "gain-se") for of in ("macro", RELEASED)]
+    means = ("macro-auroc", "macro-interval", "macro-se", *gains)
     alone = [key for key in means if key in metrics] if not ranked else []
     alone += ["pooled-ece"] if not told and "pooled-ece" in metrics else []
     if alone:
@@ -84,6 +96,7 @@ def _check_bins(
     keys = [f"{finding}.{name}" for name in (*BIN_COUNTS, BIN_MEAN)]
     lists = [value for key in keys if isinstance(value := metrics.get(key), list)]
     if not lists:
+        _check_spans(metrics, finding, 0, floor)
         return
     if len({len(value) for value in lists}) != 1 or len(lists) != len(keys):
         raise refused(keys[0], "are not as many as their positives and means")
@@ -96,6 +109,48 @@ def _check_bins(
         _check_cell(keys[1], int(having), int(count - having), floor)
     if means != sorted(means):
         raise refused(keys[2], "do not grow")
+    _check_spans(metrics, finding, len(studies), floor)
+
+
+def _check_spans(metrics: Mapping[str, Value], finding: str, bins: int, floor: int) -> None:
+    """Refuse cells that are not one after the other, or that tell where single studies lie.
+
+    Where no cell may be small, the bins leave no gap and end at coarse edges only: a gap would show that
+    nobody lies there, a fine edge where the study lies that filled the bin.
+    """
+    keys = [f"{finding}.{name}" for name in BIN_SPAN]
+    told = [value for key in keys if isinstance(value := metrics.get(key), list)]
+    if not told:
+        return
+    if len(told) != len(keys) or {len(value) for value in told} != {bins}:
+        raise refused(keys[0], "are not as many as the bins")
+    first, end = told
+    if any(a >= b for a, b in zip(first, end, strict=True)) or any(
+        a < b for a, b in zip(first[1:], end, strict=False)
+    ):
+        raise refused(keys[0], "are not one after the other")
+    if floor <= 1:
+        return
+    if [*first, CELLS] != [0, *end]:
+        raise refused(keys[0], "leave a gap")
+    if any(edge % STEP for edge in first):
+        raise refused(keys[0], "are cut finer than they may be")
+
+
+def check_labels(metrics: Mapping[str, Value], floor: int) -> None:
+    """Refuse counts of training studies of a finding that too few have, or lack.
+
+    Raises:
+        EgressError: if so, or if they are more than the training studies.
+    """
+    counts = [value for key in LABEL_COUNTS if isinstance(value := metrics.get(key), list)]
+    if not counts:
+        return
+    for positives, negatives in zip(*counts, strict=True):
+        if positives + negatives > whole(metrics["train-studies"]):
+            raise refused(LABEL_COUNTS[0], "and negatives are more than the training studies")
+        if positives or negatives:
+            _check_cell(LABEL_COUNTS[0], int(positives), int(negatives), floor)
 
 
 def check_validation(metrics: Mapping[str, Value], findings: tuple[str, ...], floor: int) -> None:

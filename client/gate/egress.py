@@ -10,18 +10,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from client.gate.cells import check_evaluation, check_sums, check_validation
+from client.gate.cells import check_evaluation, check_labels, check_sums, check_validation
 from client.gate.figures import refused, rules_for
-from client.gate.policy import Policy
+from client.gate.policy import MetricGroup, Policy
 from client.site import SiteConfig
 from common.codec import DTYPES
 from common.config import RunConfig
 from common.errors import EgressError, FedcxrError
-from common.protocol import Answer, Instruction, Value
+from common.protocol import ROUND_STAGES, Answer, Instruction, Value
 
 
 def _codes(kind: type[FedcxrError]) -> Iterator[str]:
@@ -73,7 +73,7 @@ def withhold(answer: Answer, instruction: Instruction, config: RunConfig, policy
     kept = {
         key: value
         for key, value in answer.metrics.items()
-        if key not in rules or rules[key].group in (None, *policy.answers.metrics)
+        if key not in rules or rules[key].group in (None, *policy.answers.groups)
     }
     return dataclasses.replace(answer, metrics=kept)
 
@@ -87,7 +87,7 @@ def release(
         EgressError: as `check_answer`.
     """
     answer = _without_own_model(answer, instruction, policy)
-    answers = policy.answers.model_copy(update={"metrics": ("set-aside", "training", "findings")})
+    answers = policy.answers.model_copy(update={"metrics": get_args(MetricGroup)})
     check_answer(answer, instruction, config, policy.model_copy(update={"answers": answers}), site)
     return answer if answer.code else withhold(answer, instruction, config, policy)
 
@@ -136,19 +136,21 @@ def _check_metrics(
     for key, value in metrics.items():
         if key not in rules:
             raise EgressError(f"an answer to {instruction.stage} holds a figure that it may not hold")
-        if rules[key].group not in (None, *policy.answers.metrics):
+        if rules[key].group not in (None, *policy.answers.groups):
             raise refused(key, f"is of the group {rules[key].group}, which answers.metrics withholds")
         rules[key].check(key, value)
     missing = [
         key
         for key, rule in rules.items()
-        if rule.needed and key not in metrics and rule.group in (None, *policy.answers.metrics)
+        if rule.needed and key not in metrics and rule.group in (None, *policy.answers.groups)
     ]
     if missing:
         raise refused(missing[0], "is missing")
+    floor = max(site.evaluate.min_cell, policy.answers.min_cell)
+    if instruction.stage == "enrol":
+        check_labels(metrics, floor)
     if "findings" not in policy.answers.metrics:
         return
-    floor = max(site.evaluate.min_cell, policy.answers.min_cell)
     if instruction.stage == "evaluate":
         check_evaluation(metrics, config.data.findings, floor)
     elif instruction.stage == "train":
@@ -173,13 +175,13 @@ def _slopes_asked(instruction: Instruction, findings: int) -> list[float]:
 def _check_update(answer: Answer, instruction: Instruction, config: RunConfig, policy: Policy) -> None:
     update, own = answer.update, instruction.stage == "local"
     may = own and config.evaluate.matrix and policy.answers.local_adapter
-    if instruction.stage != "train" and not may:
+    if instruction.stage not in ROUND_STAGES and not may:
         if update is not None:
             raise EgressError(f"an answer to {instruction.stage} holds an update")
         return
     if update is None:
         if not own:
-            raise EgressError("an answer to train holds no update")
+            raise EgressError(f"an answer to {instruction.stage} holds no update")
         return
     if own and "num-examples" not in answer.metrics:
         raise EgressError("a model of the site's own comes without the number of studies behind it")

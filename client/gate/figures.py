@@ -13,11 +13,15 @@ from client.data.reasons import CAUSES
 from client.gate.policy import MetricGroup, Policy
 from common.config import RunConfig
 from common.errors import EgressError
-from common.metrics.calibration import BINS
+from common.metrics.histogram import CELLS
 from common.metrics.platt import DECIMALS, MOST_LOGIT, SUMS
 from common.protocol import (
     BIN_COUNTS,
     BIN_MEAN,
+    BIN_SPAN,
+    LABEL_COUNTS,
+    OWN_MODEL,
+    RELEASED,
     VALIDATION_COUNTS,
     VALIDATION_SHARES,
     Instruction,
@@ -76,24 +80,44 @@ def rules_for(
     """Return key -> rule of every figure that an answer to this instruction may hold."""
     match instruction.stage:
         case "enrol":
-            return _enrol_rules(config)
+            return _enrol_rules(config, metrics)
+        case "pretrain":
+            return _pretrain_rules(config, policy, metrics)
         case "train":
             return _train_rules(config, policy, metrics)
         case "local":
             return _local_rules(config, policy)
         case "evaluate":
-            return _evaluate_rules(config, metrics)
+            return _evaluate_rules(instruction, config, metrics)
         case "calibrate":
             return _calibrate_rules(config)
+        case "personalise":
+            return _personalise_rules(config)
 
 
-def _enrol_rules(config: RunConfig) -> dict[str, Rule]:
+def _enrol_rules(config: RunConfig, metrics: Mapping[str, Value]) -> dict[str, Rule]:
     count = Rule(0, MOST, needed=True)
     told: dict[str, Rule] = {f"{split}-studies": count for split in ("train", "validation", "test")}
     told["patients"] = count
+    if config.pretrain.rounds:
+        told["pretrain-studies"] = count
     told["owned"] = Rule(0, 1, length=len(config.data.findings), needed=True)
+    if config.train.class_weights == "federated":
+        studies = whole(metrics.get("train-studies"))
+        told |= dict.fromkeys(LABEL_COUNTS, Rule(0, studies, length=len(config.data.findings), needed=True))
     aside = {reason: Rule(1, MOST, group="set-aside") for reason, cause in CAUSES.items() if cause.fault}
     return told | {f"quarantined.{reason}": rule for reason, rule in aside.items()}
+
+
+def _pretrain_rules(config: RunConfig, policy: Policy, metrics: Mapping[str, Value]) -> dict[str, Rule]:
+    examples, pretrain = whole(metrics.get("num-examples")), config.pretrain
+    steps = pretrain.steps or pretrain.epochs * -(-examples // pretrain.batch_size)
+    return {
+        "num-examples": Rule(policy.training.min_studies, MOST, needed=True),
+        "steps": Rule(steps, steps, needed=True),
+        "loss": Rule(0, 1e6, decimals=6, group="training"),
+        "seconds": Rule(0, MOST, decimals=3, group="training"),
+    }
 
 
 def _train_rules(config: RunConfig, policy: Policy, metrics: Mapping[str, Value]) -> dict[str, Rule]:
@@ -115,10 +139,11 @@ def _train_rules(config: RunConfig, policy: Policy, metrics: Mapping[str, Value]
 
 
 def _local_rules(config: RunConfig, policy: Policy) -> dict[str, Rule]:
-    train, rounds = config.train, config.rounds.count
+    train, rounds, pretrain = config.train, config.rounds.count, config.pretrain
     most = train.steps or train.epochs * -(-MOST // train.batch_size)
+    before = pretrain.steps or pretrain.epochs * -(-MOST // pretrain.batch_size)
     told = {
-        "steps": Rule(rounds * train.steps, rounds * most, needed=True),
+        "steps": Rule(0, rounds * most + pretrain.rounds * before, needed=True),
         "rounds-kept": Rule(1, rounds, needed=True),
     }
     if config.evaluate.matrix and policy.answers.local_adapter:
@@ -126,7 +151,9 @@ def _local_rules(config: RunConfig, policy: Policy) -> dict[str, Rule]:
     return told
 
 
-def _evaluate_rules(config: RunConfig, metrics: Mapping[str, Value]) -> dict[str, Rule]:
+def _evaluate_rules(
+    instruction: Instruction, config: RunConfig, metrics: Mapping[str, Value]
+) -> dict[str, Rule]:
     share, se = Rule(0, 1, decimals=3), Rule(0, 1, decimals=4)
     interval, gain = Rule(0, 1, decimals=3, length=2), Rule(-1, 1, decimals=3, length=3)
     told = {
@@ -137,17 +164,29 @@ def _evaluate_rules(config: RunConfig, metrics: Mapping[str, Value]) -> dict[str
         "pooled-ece": share,
         "gain.macro": gain,
         "gain-se.macro": se,
+        f"gain.{RELEASED}": gain,
+        f"gain-se.{RELEASED}": se,
     }
     count = Rule(0, whole(metrics.get("studies")), needed=True)
     each = {"positives": count, "negatives": count, "interval": interval}
     each |= dict.fromkeys(("auroc", "pr-auc", "prevalence", "ece", "brier"), share)
-    each |= dict.fromkeys(BIN_COUNTS, dataclasses.replace(count, needed=False, length=BINS, shorter=True))
-    each[BIN_MEAN] = dataclasses.replace(share, length=BINS, shorter=True)
+    each["mcc"] = Rule(-1, 1, decimals=3)
+    each |= dict.fromkeys(BIN_COUNTS, dataclasses.replace(count, needed=False, length=CELLS, shorter=True))
+    each[BIN_MEAN] = dataclasses.replace(share, length=CELLS, shorter=True)
     for finding in config.data.findings:
         own = {f"{finding}.{name}": rule for name, rule in each.items()}
         own |= {f"gain.{finding}": gain, f"gain-se.{finding}": se}
         told |= {key: dataclasses.replace(rule, group="findings") for key, rule in own.items()}
+        if _pools(instruction, config):
+            cells = Rule(0, CELLS, length=CELLS, shorter=True, group="histograms")
+            told |= {f"{finding}.{name}": cells for name in BIN_SPAN}
     return told
+
+
+def _pools(instruction: Instruction, config: RunConfig) -> bool:
+    """Whether the ranking of all sites' studies together is asked for, of this model."""
+    model = instruction.scaling is None and not instruction.arm.startswith(OWN_MODEL)
+    return config.evaluate.pooled and model and instruction.split == "test"
 
 
 def _calibrate_rules(config: RunConfig) -> dict[str, Rule]:
@@ -158,6 +197,18 @@ def _calibrate_rules(config: RunConfig) -> dict[str, Rule]:
     sums = Rule(-most, most, decimals=DECIMALS, length=len(SUMS), group="findings")
     each = {"positives": count, "negatives": count, "platt": sums}
     return {f"{finding}.{name}": rule for finding in config.data.findings for name, rule in each.items()}
+
+
+def _personalise_rules(config: RunConfig) -> dict[str, Rule]:
+    if config.personalise.method == "none":
+        return {}
+    share = Rule(0, 1, decimals=3, group="training")
+    return {
+        "kept": Rule(0, 1, needed=True),
+        "steps": Rule(0, MOST, needed=True),
+        "validation-auroc": share,
+        "validation-before": share,
+    }
 
 
 def whole(value: object) -> int:

@@ -31,7 +31,7 @@ from common.errors import (
 from common.files import write_atomic
 from common.metrics.platt import MOST_EXCHANGES
 from common.overrides import shortened
-from common.protocol import Instruction
+from common.protocol import ROUND_STAGES, Instruction
 from common.signing import verify
 
 REPEATED = 600.0
@@ -229,7 +229,7 @@ class Incoming:
                 found=f"number {instruction.sequence}, taken up to {seen.sequence}",
             )
         over = max(seen.committed, instruction.committed)
-        if instruction.stage == "train" and instruction.round <= over:
+        if instruction.stage in ROUND_STAGES and instruction.round <= over:
             raise ReplayError(
                 "the instruction is of a round that is over",
                 found=f"round {instruction.round}, committed up to {over}",

@@ -7,41 +7,54 @@ somebody added it to plans later, is refused until it stands in one of the two l
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator
 
 from client.site import SiteConfig
-from common.config import Names, Positive, RunConfig, Section, known_keys
+from common.config import RunConfig, known_keys
 from common.errors import ConfigError, LabelError, PolicyError, closest
 from common.findings import canonical
 from common.overrides import read_toml, shortened
 from common.protocol import Stage
+from common.sections import Names, Positive, Redaction, Section
 
 Method = Literal["head", "bitfit", "lora", "adapter", "vera", "ia3", "norm", "full"]
 Codec = Literal["fp32", "fp16"]
-MetricGroup = Literal["set-aside", "training", "findings"]
+MetricGroup = Literal["set-aside", "training", "findings", "histograms"]
 
 
 class AskedPolicy(Section):
     """What may be asked of this site."""
 
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = ("enrol", "train", "local", "evaluate")
-    """What the site may be asked to do. enrol: say how many studies it has. train: train the shared
-    adapter for a round and send the change. local: train a model of its own, which stays here unless
-    answers.local_adapter is true. evaluate: measure a model on its own studies and send the figures. The
-    one left out, calibrate: send sums over the validation studies of a finding (never of fewer than
-    min_cell with it, or without), from which all sites together fit how its probabilities are to be
-    scaled. Exact sums, asked for often, could tell what a model gave single studies, though not whose;
-    so they are asked for a bounded number of times, and only where you add it here."""
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (
+        "enrol",
+        "pretrain",
+        "train",
+        "local",
+        "evaluate",
+        "personalise",
+    )
+    """What the site may be asked to do. enrol: say how many studies it has. pretrain, train: change the
+    shared adapter for a round, without labels or with them, and send the change. local: train a model
+    of its own, which stays here unless answers.local_adapter is true. evaluate: measure a model on its
+    own studies and send the figures. personalise: make the released adapter its own, which stays here,
+    and say how well it does. The one left out, calibrate: send sums over the validation studies of a
+    finding (never of fewer than min_cell with it, or without), from which all sites together fit how
+    its probabilities are to be scaled. Exact sums, asked for often, could tell what a model gave single
+    studies, though not whose; so they are asked for a bounded number of times, and only where you add
+    it here."""
     findings: Names = ()
     """Findings a plan may ask about, for example ["effusion", "edema"]. Empty: all that site.toml
     names."""
     clinical: bool = True
     """Whether a plan may use clinical variables such as age beside the image. They are read here and
     do not leave."""
+    text: bool = True
+    """Whether a plan may read reports beside the image, as far as text.redaction of site.toml leaves
+    them. They are read here and do not leave."""
     max_image_size: PositiveInt = 512
     """Largest side of the image a model sees, in pixels. Larger images take more memory and time."""
     max_replicates: PositiveInt = 2000
@@ -100,7 +113,10 @@ class AnswersPolicy(Section):
     studies and patients, which findings it annotates, how many studies and steps stand behind a
     change, and its mean result). set-aside: how many studies could not be used, by reason. training:
     loss, seconds and the validation score of a round. findings: results finding by finding, on the
-    validation studies with every round and on the test studies at the end."""
+    validation studies with every round and on the test studies at the end. histograms: beside them, on
+    the test studies, between which scores how many have a finding and how many have not, never fewer
+    than min_cell of either; from this the centre works out how well a model ranks all sites' studies
+    together."""
     min_cell: PositiveInt = 11
     """A finding with fewer studies that have it, or that do not, is left out of every result.
     evaluate.min_cell of site.toml may be higher, not lower."""
@@ -117,6 +133,11 @@ class AnswersPolicy(Section):
     max_run_bytes: PositiveInt = 5_000_000_000
     """Most bytes of all answers of a run together."""
 
+    @property
+    def groups(self) -> frozenset[MetricGroup]:
+        """Groups of figures that leave; where findings stay here, so do histograms of them."""
+        return frozenset(self.metrics if "findings" in self.metrics else {*self.metrics} - {"histograms"})
+
 
 class Policy(Section):
     """Everything in ``policy.toml``."""
@@ -129,35 +150,47 @@ class Policy(Section):
 
 BOUNDED = frozenset(
     {
-        "data.findings", "data.image_size", "data.clinical", "data.fraction", "data.shots",
-        "model.weights", "model.backbone",
+        "data.findings", "data.image_size", "data.clinical", "data.text", "data.redaction",
+        "data.fraction", "data.shots",
+        "model.weights", "model.backbone", "model.text_weights", "model.text_encoder",
         "pet.method", "pet.rank", "pet.bottleneck",
         "train.batch_size", "train.epochs", "train.steps",
         "strategy.max_update_norm",
         "rounds.count", "rounds.cohort", "rounds.quorum",
+        "pretrain.rounds", "pretrain.task", "pretrain.parameters", "pretrain.redaction",
+        "pretrain.batch_size", "pretrain.epochs", "pretrain.steps",
+        "personalise.method", "personalise.epochs", "personalise.rank",
         "wire.codec",
-        "evaluate.local", "evaluate.matrix", "evaluate.calibrate", "evaluate.replicates",
+        "evaluate.local", "evaluate.matrix", "evaluate.calibrate", "evaluate.compare_calibration",
+        "evaluate.pooled", "evaluate.replicates",
     }
 )  # fmt: skip
 """Keys of a plan that this policy, or an approval, bounds: here, or where the answer leaves.
 
-``data.fraction`` and ``data.shots`` through ``training.min_studies``, ``model.backbone`` through the
-approved digests of the base, ``strategy.max_update_norm`` through ``answers.max_update_norm``,
+``data.fraction`` and ``data.shots`` through ``training.min_studies``, ``model.backbone`` and
+``model.text_encoder`` through the approved digests of the base, ``personalise.method`` through
+``asked.stages``, ``evaluate.pooled`` through ``answers.metrics``,
+``strategy.max_update_norm`` through ``answers.max_update_norm``,
 ``evaluate.local`` and ``evaluate.calibrate`` through ``asked.stages``, ``evaluate.matrix`` through
 ``answers.local_adapter``.
 """
 
 HARMLESS = frozenset(
     {
-        "seed", "data.fit", "model.pool",
-        "pet.scope", "pet.targets", "pet.final_norm",
+        "seed", "data.fit", "data.text_length",
+        "model.pool", "model.mean", "model.std", "model.drop_path", "model.fusion",
+        "pet.towers", "pet.scope", "pet.targets", "pet.final_norm",
         "lora.alpha", "lora.dropout", "lora.aggregation",
         "train.optimizer", "train.lr", "train.head_lr", "train.weight_decay", "train.momentum",
         "train.schedule", "train.warmup", "train.class_weights", "train.grad_clip", "train.augment",
-        "train.precision", "train.select", "train.prefix_cache",
+        "train.precision", "train.select", "train.prefix_cache", "train.plateau_patience", "train.min_lr",
+        "train.modality_dropout",
         "strategy.name", "strategy.proximal_mu", "strategy.server_lr", "strategy.beta1",
         "strategy.beta2", "strategy.tau", "strategy.max_examples",
-        "rounds.sites", "rounds.deadline", "rounds.select",
+        "rounds.sites", "rounds.deadline", "rounds.select", "rounds.probe", "rounds.patience",
+        "pretrain.mask", "pretrain.lr",
+        "personalise.lr", "personalise.proximal_mu",
+        "evaluate.missing_modality",
     }
 )  # fmt: skip
 """Keys that change how training goes, not what may leave nor what it costs by orders of magnitude."""
@@ -263,12 +296,16 @@ def check_plan(policy: Policy, config: RunConfig, site: SiteConfig, stage: str) 
 _FIX = "ask the centre for another plan, or change policy.toml and approve it"
 
 
-def _bounds(policy: Policy, config: RunConfig, site: SiteConfig) -> Iterator[tuple[str, Any, bool, str]]:
+Bound = tuple[str, Any, bool, str]
+"""A key, its value, whether it is allowed, and the limit in words."""
+
+
+def _bounds(policy: Policy, config: RunConfig, site: SiteConfig) -> Iterator[Bound]:
     """Yield (key, value, whether it is allowed, the limit in words) for every bounded key."""
     asked, training, answers = policy.asked, policy.training, policy.answers
     data, pet, train = config.data, config.pet, config.train
 
-    def at_most(key: str, value: float, name: str, limit: float) -> tuple[str, float, bool, str]:
+    def at_most(key: str, value: float, name: str, limit: float) -> Bound:
         return key, value, value <= limit, f"{name} = {limit}"
 
     foreign = [f for f in data.findings if asked.findings and f not in asked.findings and _may_label(site, f)]
@@ -280,11 +317,18 @@ def _bounds(policy: Policy, config: RunConfig, site: SiteConfig) -> Iterator[tup
         asked.clinical or not data.clinical,
         "asked.clinical = false",
     )
+    yield "data.text", data.text, asked.text or not data.text, "asked.text = false"
+    for key, wanted in _redactions(config):
+        yield key, wanted, _as_strict(wanted, site), f"text.redaction of site.toml = {site.text.redaction}"
     yield at_most("data.image_size", data.image_size, "asked.max_image_size", asked.max_image_size)
     own = config.model.weights
     yield "model.weights", own, training.own_weights or not own, "training.own_weights = false"
-    here = "and site.toml names no model.weights: a plan does not choose files of this machine"
-    yield "model.weights", own, site.model.weights is not None or not own, here
+    here = "and site.toml names no {}: a plan does not choose files of this machine"
+    yield "model.weights", own, site.model.weights is not None or not own, here.format("model.weights")
+    text = config.model.text_weights
+    yield "model.text_weights", text, training.own_weights or not text, "training.own_weights = false"
+    known = site.model.text_weights is not None or not text
+    yield "model.text_weights", text, known, here.format("model.text_weights")
     yield (
         "pet.method",
         pet.method,
@@ -304,10 +348,45 @@ def _bounds(policy: Policy, config: RunConfig, site: SiteConfig) -> Iterator[tup
     yield "rounds.quorum", rounds.quorum, rounds.quorum >= sites, fewest
     yield "rounds.cohort", rounds.cohort, not rounds.cohort or rounds.cohort >= sites, fewest
     yield at_most("rounds.count", rounds.count, "federation.max_rounds", policy.federation.max_rounds)
+    yield from _pretraining(policy, config, at_most)
+    own_epochs, own_rank = config.personalise.epochs, config.personalise.rank
+    yield at_most("personalise.epochs", own_epochs, "training.max_epochs", training.max_epochs)
+    yield at_most("personalise.rank", own_rank, "training.max_rank", training.max_rank)
     codec = config.wire.codec
     yield "wire.codec", codec, codec in answers.codecs, f"answers.codecs = {', '.join(answers.codecs)}"
     replicates = config.evaluate.replicates
     yield at_most("evaluate.replicates", replicates, "asked.max_replicates", asked.max_replicates)
+
+
+def _pretraining(
+    policy: Policy, config: RunConfig, at_most: Callable[[str, float, str, float], Bound]
+) -> Iterator[Bound]:
+    pretrain, training = config.pretrain, policy.training
+    together = pretrain.rounds + config.rounds.count
+    yield at_most("pretrain.rounds", together, "federation.max_rounds", policy.federation.max_rounds)
+    small = not pretrain.rounds or pretrain.parameters == "adapter" or "full" in training.methods
+    methods = f"training.methods = {', '.join(training.methods)}, without full"
+    yield "pretrain.parameters", pretrain.parameters, small, methods
+    batch, most = pretrain.batch_size, training.max_batch_size
+    yield at_most("pretrain.batch_size", batch, "training.max_batch_size", most)
+    yield at_most("pretrain.epochs", pretrain.epochs, "training.max_epochs", training.max_epochs)
+    yield at_most("pretrain.steps", pretrain.steps, "training.max_steps", training.max_steps)
+    seen, least = pretrain.steps * batch, training.min_studies
+    few = f"which see {seen} studies, training.min_studies = {least}"
+    yield "pretrain.steps", pretrain.steps, not pretrain.steps or seen >= least, few
+
+
+def _redactions(config: RunConfig) -> Iterator[tuple[str, Redaction]]:
+    """Yield what a plan wants of reports, where it reads them."""
+    if config.data.text:
+        yield "data.redaction", config.data.redaction
+    if config.pretrain.rounds and config.pretrain.task == "image-text":
+        yield "pretrain.redaction", config.pretrain.redaction
+
+
+def _as_strict(wanted: Redaction, site: SiteConfig) -> bool:
+    order = get_args(Redaction)
+    return order.index(wanted) >= order.index(site.text.redaction)
 
 
 def _may_label(site: SiteConfig, finding: str) -> bool:

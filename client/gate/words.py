@@ -8,15 +8,18 @@ from client.gate.policy import Policy
 
 _STAGES = {
     "enrol": "say how many studies it has",
+    "pretrain": "pretrain the shared adapter without labels",
     "train": "train the shared adapter",
     "local": "train a model of its own",
     "evaluate": "measure models on its own studies",
+    "personalise": "make the released adapter its own, which stays here",
     "calibrate": "sum up its validation studies, to calibrate a model together",
 }
 _GROUPS = {
     "set-aside": "how many studies could not be used, by reason",
     "training": "loss, seconds and validation score of a round",
     "findings": "results finding by finding, with every round and at the end",
+    "histograms": "between which scores how many studies have a finding, and how many have not",
 }
 _OWN_MODEL = "the model this site trains for itself, to the centre and the other sites, if a plan asks for it"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from client.node import frames
 from client.node.frames import BrokenFrame
 from common.files import write_atomic
-from common.protocol import Answer, Instruction
+from common.protocol import ROUND_STAGES, Answer, Instruction
 
 MAX_FILES = 64
 MAX_BYTES = 2_000_000_000
@@ -59,7 +59,7 @@ class KeptAnswers:
 
     def keep(self, instruction: Instruction, answer: Answer) -> None:
         """Keep a finished update; where the disk is full, it is only not kept."""
-        if instruction.stage != "train" or answer.code or answer.update is None:
+        if instruction.stage not in ROUND_STAGES or answer.code or answer.update is None:
             return
         data = frames.answer(answer, question=question_key(instruction))
         try:

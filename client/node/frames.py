@@ -7,7 +7,6 @@ are an answer that is kept.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import WorkerError
-from common.protocol import Answer, Instruction
+from common.protocol import SINGLE_ARRAYS, Answer, Instruction
 
 MAX_HEADER = 4_000_000
 MAX_ARRAYS = 4_000_000_000
@@ -79,16 +78,8 @@ def read(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def question(instruction: Instruction, run_config: Mapping[str, Any]) -> bytes:
     """Return an instruction as a frame."""
-    fields = {
-        f.name: getattr(instruction, f.name)
-        for f in dataclasses.fields(instruction)
-        if f.name not in ("adapter", "scaling", "residual")
-    }
-    arrays: dict[str, NDArray[Any]] = {}
-    arrays |= {} if instruction.adapter is None else {"adapter": instruction.adapter}
-    arrays |= {} if instruction.scaling is None else {"scaling": instruction.scaling}
-    arrays |= {f"residual:{name}": values for name, values in instruction.residual.items()}
-    return pack({"kind": "ask", "instruction": fields, "run-config": dict(run_config)}, arrays)
+    facts = {"kind": "ask", "instruction": instruction.fields(), "run-config": dict(run_config)}
+    return pack(facts, instruction.arrays())
 
 
 def read_question(facts: Mapping[str, Any], arrays: Arrays) -> tuple[Instruction, dict[str, Any]]:
@@ -100,12 +91,8 @@ def read_question(facts: Mapping[str, Any], arrays: Arrays) -> tuple[Instruction
     residual = {k.removeprefix("residual:"): v for k, v in arrays.items() if k.startswith("residual:")}
     try:
         fields = dict(facts["instruction"])
-        instruction = Instruction(
-            **fields,
-            adapter=arrays.get("adapter"),
-            scaling=arrays.get("scaling"),
-            residual=residual,
-        )
+        single: dict[str, Any] = {name: arrays.get(name) for name in SINGLE_ARRAYS}
+        instruction = Instruction(**fields, **single, residual=residual)
         return instruction, dict(facts["run-config"])
     except (KeyError, TypeError, ValueError):
         raise BrokenFrame("a question is not one") from None

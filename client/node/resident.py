@@ -24,7 +24,7 @@ from client.place import SiteFolder
 from client.site import load_site
 from client.worker import SiteWorker
 from common.console import fail_clearly
-from common.protocol import Answer, Instruction
+from common.protocol import ROUND_STAGES, Answer, Instruction
 
 _HEADER_TIME = 30.0
 """Seconds a question may take to arrive."""
@@ -65,7 +65,7 @@ class Resident:
     def reply(self, instruction: Instruction, run_config: dict[str, Any]) -> Answer:
         """Answer, from what is kept where the same was asked before."""
         self.answers.forget(instruction.plan_digest, instruction.committed)
-        if instruction.stage == "train":
+        if instruction.stage in ROUND_STAGES:
             kept = self.answers.find(instruction)
             if kept is not None:
                 _log.info("round %d was trained before: the same update again", instruction.round)

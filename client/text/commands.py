@@ -14,8 +14,8 @@ import typer
 from common.console import fail_clearly
 
 if TYPE_CHECKING:
-    from client.site import Redaction
     from client.text.leak_probe import ProbeResult
+    from common.sections import Redaction
 
 TOP = 5
 """Findings shown one by one."""

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.split import split_by_patient
-from client.site import Redaction
 from common.errors import DataError
 from common.metrics import SiteMetrics, evaluate_scores
+from common.sections import Redaction
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

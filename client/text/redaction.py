@@ -15,12 +15,12 @@ from functools import cache, lru_cache
 from itertools import groupby
 from typing import Literal
 
-from client.site import Redaction
 from client.text.phrases import Match, compile_lists, find, fold, plain
 from client.text.sections import sections, sentences
 from client.text.terms import GIVE_AWAYS, LOOKALIKES, SIGNS, TERMS
 from common.errors import ConfigError, closest
 from common.findings import SYNONYMS
+from common.sections import Redaction
 
 MODES: tuple[Redaction, ...] = ("none", "word", "sentence", "indication")
 Unit = Literal["word", "sentence"]

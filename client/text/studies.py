@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from client.data.columns import Text, column, free_text, listing, matches
 from client.data.labels import annotated_findings, read_labels
 from client.data.source import read_source
-from client.site import Redaction, SiteConfig
+from client.site import SiteConfig
 from client.text.leak_probe import ProbeResult, leak_probe
 from client.text.redaction import Span, redact
 from client.text.sections import split_report
 from common.errors import ConfigError, TableError, closest
+from common.sections import Redaction
 
 COLUMN_KEYS: Mapping[str, str] = {
     "report": "report",
@@ -78,7 +79,13 @@ def read_reports(site: SiteConfig, wanted: Sequence[str] = ()) -> Reports:
     study = np.full(len(path), "", dtype=np.str_)
     if site.columns.study in columns or "study" in site.columns.model_fields_set:
         study = column(columns, site.columns.study, "columns.study", name)
-    written = _text_columns(columns, site, wanted)
+    written = text_columns(columns, site, wanted)
+    if not written:
+        raise TableError(
+            f"{name} has no column of reports",
+            found=listing(columns),
+            fix="set columns.report, or columns.indication, columns.findings_text and columns.impression",
+        )
     findings = annotated_findings(site, columns)
     return Reports(
         findings=findings,
@@ -92,7 +99,15 @@ def read_reports(site: SiteConfig, wanted: Sequence[str] = ()) -> Reports:
     )
 
 
-def _text_columns(columns: Mapping[str, Text], site: SiteConfig, wanted: Sequence[str]) -> dict[str, Text]:
+def text_columns(
+    columns: Mapping[str, Text], site: SiteConfig, wanted: Sequence[str] = ()
+) -> dict[str, Text]:
+    """Return field -> its column of text, of the wanted fields or else of those that have one.
+
+    Raises:
+        ConfigError: if a wanted field is unknown.
+        TableError: if a column is missing that was asked for, here or by site.toml.
+    """
     for field in wanted:
         if field not in COLUMN_KEYS:
             fix = closest(field, COLUMN_KEYS) or f"choose among {', '.join(COLUMN_KEYS)}"
@@ -102,12 +117,6 @@ def _text_columns(columns: Mapping[str, Text], site: SiteConfig, wanted: Sequenc
         named = getattr(site.columns, key)
         if field in wanted or (not wanted and (named in columns or key in site.columns.model_fields_set)):
             found[field] = free_text(columns, named, f"columns.{key}", site.data.source)
-    if not found:
-        raise TableError(
-            f"{site.data.source} has no column of reports",
-            found=listing(columns),
-            fix="set columns.report, or columns.indication, columns.findings_text and columns.impression",
-        )
     return found
 
 

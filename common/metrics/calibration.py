@@ -13,6 +13,8 @@ biased upwards on few studies (Roelofs et al. 2022, arXiv:2012.08668): read it b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.metrics.discrimination import annotated
+from common.metrics.histogram import Span, cell_of, spans
 
 BINS = 15
 
@@ -33,6 +36,8 @@ class ReliabilityBin:
     positives: int
     mean: float
     """Mean predicted probability."""
+    span: Span | None = None
+    """Cells of the common grid that it covers (`common.metrics.histogram`); None: not told."""
 
 
 def brier(probabilities: NDArray[Any], labels: NDArray[Any]) -> float | None:
@@ -76,43 +81,73 @@ def reliability_bins(
     probabilities: NDArray[Any],
     labels: NDArray[Any],
     min_cell: int = 1,
-    bins: int = BINS,
+    *,
     by: NDArray[Any] | None = None,
+    fine: bool = False,
 ) -> tuple[ReliabilityBin, ...]:
     """Return the bins of a finding's reliability diagram, by mean probability, none of a small cell.
 
-    Begins with the bins of `ece` and, from the lowest up, joins a bin to its neighbour above until
-    each holds ``min_cell`` studies with and ``min_cell`` without the finding; what is left over at
-    the top joins the last one. No bin where all studies together are too few. With ``min_cell`` at 1
-    or below the bins stay as they are, without the empty ones. ``by`` are the probabilities by which
-    studies are put into bins, if others: of one ranking cut in two ways, the difference of two bins
-    could be a small cell. A joined bin is wide: its point says
-    less than several would, and nothing of single studies.
+    Each covers cells of the common grid, joined until it holds ``min_cell`` studies with and ``min_cell``
+    without the finding; no bin where all studies together are too few. ``by`` are the probabilities by
+    which studies are put into bins, if others of the same ranking: of one ranking cut in two ways, the
+    difference of two bins could be a small cell. A wide bin's point says less than several would, and
+    nothing of single studies.
+
+    With ``min_cell`` at 1 or below there is nothing to join: with ``fine`` the bins are the cells that
+    hold a study, else the filled bins of `ece`, by the probabilities themselves.
 
     >>> p, y = np.array([0.1, 0.2, 0.3, 0.8, 0.9]), np.array([0, 1, 0, 1, 1])
     >>> [(b.studies, b.positives, round(b.mean, 3)) for b in reliability_bins(p, y, min_cell=2)]
     [(5, 3, 0.46)]
     """
     p, y = _known(probabilities, labels)
-    index = _bin_of(p if by is None else _known(by, labels)[0], bins)
-    studies, positives = np.bincount(index, minlength=bins), np.bincount(index, weights=y, minlength=bins)
-    total = np.bincount(index, weights=p, minlength=bins)
-    rows = np.stack([studies, positives, total], axis=1)  # [bins, 3]
-    joined: list[NDArray[np.float64]] = []
-    rest = np.zeros(3)
-    for row in rows:
-        rest = rest + row
-        if _large_enough(rest, min_cell):
-            joined.append(rest)
-            rest = np.zeros(3)
-    if joined:
-        joined[-1] = joined[-1] + rest
-    return tuple(ReliabilityBin(int(n), int(k), float(s / n)) for n, k, s in joined)
+    covered: Sequence[Span | None]
+    if min_cell <= 1 and not fine:
+        filled, index = np.unique(_bin_of(p, BINS), return_inverse=True)
+        covered = [None] * len(filled)
+    else:
+        cells = cell_of(p if by is None else _known(by, labels)[0])
+        covered = cut = spans(cells, y, min_cell)
+        if not cut:
+            return ()
+        index = np.searchsorted([end for _, end in cut], cells, side="right")
+    studies = np.bincount(index).tolist()
+    positives, total = (np.bincount(index, weights=values).tolist() for values in (y, p))
+    rows = zip(studies, positives, total, covered, strict=True)
+    return tuple(ReliabilityBin(held, int(having), mass / held, span) for held, having, mass, span in rows)
 
 
-def _large_enough(row: NDArray[np.float64], min_cell: int) -> bool:
-    studies, positives, _ = row
-    return bool(studies > 0 and (min_cell <= 1 or min(positives, studies - positives) >= min_cell))
+def coarse_bins(bins: Sequence[ReliabilityBin]) -> tuple[ReliabilityBin, ...]:
+    """Merge bins whose means lie in one fifteenth of the probability, where they are too fine to read.
+
+    That is where there are more than `BINS`, or one holds a single study; wide ones that a site joined stay
+    apart, however close. Merged bins no longer cover cells of the grid.
+
+    >>> [(b.studies, b.mean) for b in coarse_bins([ReliabilityBin(1, 0, 0.25), ReliabilityBin(3, 1, 0.25)])]
+    [(4, 0.25)]
+    """
+    if not too_fine([part.studies for part in bins]):
+        return tuple(bins)
+    groups: dict[int, list[ReliabilityBin]] = {}
+    for part in bins:
+        groups.setdefault(bin_of(part.mean), []).append(part)
+    return tuple(_merged(groups[place]) for place in sorted(groups))
+
+
+def bin_of(probability: float) -> int:
+    """Return which of the bins of `ece` a probability lies in, from 0."""
+    return int(_bin_of(np.array([probability]), BINS)[0])
+
+
+def too_fine(studies: Sequence[int]) -> bool:
+    """Whether bins of so many studies each are more than a diagram can show."""
+    return len(studies) > BINS or 1 in studies
+
+
+def _merged(parts: Sequence[ReliabilityBin]) -> ReliabilityBin:
+    studies = sum(part.studies for part in parts)
+    mean = math.fsum(part.mean * part.studies for part in parts) / studies
+    return ReliabilityBin(studies, sum(part.positives for part in parts), mean)
 
 
 def _bin_of(p: NDArray[np.float64], bins: int) -> NDArray[np.intp]:

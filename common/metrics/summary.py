@@ -9,7 +9,7 @@ is left out of that replicate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.errors import ConfigError, DataError
 from common.metrics.bootstrap import percentile_interval, resamples, standard_error
 from common.metrics.calibration import ReliabilityBin, brier, ece, pooled_ece, reliability_bins
-from common.metrics.discrimination import Ranking, average_precision, rank, weighted_auroc
+from common.metrics.discrimination import Ranking, average_precision, mcc, rank, weighted_auroc
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -43,6 +43,8 @@ class FindingMetrics:
     negatives: int
     bins: tuple[ReliabilityBin, ...] = ()
     """Of its reliability diagram; none has fewer than ``min_cell`` positives or negatives."""
+    mcc: float | None = None
+    """Matthews' correlation at the threshold that is best on the site's validation studies."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,17 @@ def evaluate_scores(
     replicates: int = 200,
     generator: np.random.Generator,
     min_cell: int = 1,
-    binned_by: NDArray[Any] | None = None,
+    ranked_by: NDArray[Any] | None = None,
+    thresholds: Sequence[float | None] = (),
+    histograms: bool = False,
 ) -> SiteMetrics:
     """Measure probabilities ``[N, F]`` against labels ``[N, F]`` (1, 0, NaN = not annotated).
 
     A finding with fewer than ``min_cell`` positives or negatives is suppressed: no count and no
-    metric of it leaves, not even within the macro or the pooled ECE. ``binned_by`` are probabilities
-    ``[N, F]`` of the same ranking by which studies come into reliability bins, if not by their own.
+    metric of it leaves, not even within the macro or the pooled ECE. ``ranked_by`` are probabilities
+    ``[N, F]`` of the same ranking by which studies come into reliability bins and are called, if not by
+    their own. ``thresholds`` ``[F]``, chosen on other studies, are where they are called to have a finding,
+    None where there is none. With ``histograms`` the bins say which cells of the common grid they cover.
 
     Raises:
         DataError: if shapes disagree or an annotated probability is not within 0 to 1.
@@ -96,7 +102,12 @@ def evaluate_scores(
     samples = _bootstrap(rankings, patients, replicates, generator)  # [R, F]
     macros = _mean(samples)
     shown = np.where(told, labels, np.nan)
-    bins_of = probabilities if binned_by is None else binned_by
+    ranked = probabilities if ranked_by is None else ranked_by
+    bins = [
+        reliability_bins(probabilities[:, j], shown[:, j], min_cell, by=ranked[:, j], fine=histograms)
+        for j in range(len(findings))
+    ]
+    cuts = thresholds or (None,) * len(findings)
     return SiteMetrics(
         studies=len(labels),
         macro_auroc=_number(_mean(areas[None, :])[0]),
@@ -109,7 +120,8 @@ def evaluate_scores(
                 shown[:, j],
                 areas[j],
                 samples[:, j],
-                reliability_bins(probabilities[:, j], shown[:, j], min_cell, by=bins_of[:, j]),
+                bins[j] if histograms else tuple(replace(part, span=None) for part in bins[j]),
+                _mcc_at(ranked[:, j], shown[:, j], cuts[j]),
             )
             for j, finding in enumerate(findings)
         },
@@ -154,7 +166,12 @@ def compare_scores(
 
 
 def _finding(
-    p: NDArray[Any], y: NDArray[Any], area: float, samples: Floats, bins: tuple[ReliabilityBin, ...]
+    p: NDArray[Any],
+    y: NDArray[Any],
+    area: float,
+    samples: Floats,
+    bins: tuple[ReliabilityBin, ...],
+    correlation: float | None,
 ) -> FindingMetrics:
     positives, negatives = int((y == 1).sum()), int((y == 0).sum())
     return FindingMetrics(
@@ -167,7 +184,13 @@ def _finding(
         positives=positives,
         negatives=negatives,
         bins=bins,
+        mcc=correlation,
     )
+
+
+def _mcc_at(scores: NDArray[Any], labels: NDArray[Any], threshold: float | None) -> float | None:
+    """MCC of calling every score from the threshold up; None without one, or of a single class."""
+    return None if threshold is None else mcc(scores >= threshold, labels)
 
 
 def _told(labels: NDArray[Any], min_cell: int) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
-"""Where a backbone can be cut: stem, ordered blocks, tail, for each family we support.
+"""Where a backbone can be cut: stem, ordered blocks, pooling, head, for each family we support.
 
-Every timm network here is the composition ``tail(block_n(... block_1(stem(x))))``; PET scopes and
+Every timm network here is the composition ``head(pool(block_n(... block_1(stem(x)))))``; PET scopes and
 the frozen-prefix split both count blocks from the end.
 """
 
@@ -22,7 +22,8 @@ class Architecture:
     family: str
     stem: Callable[[Any, Tensor], Tensor]
     blocks: tuple[str, ...]
-    tail: Callable[[Any, Tensor], Tensor]
+    pool: Callable[[Any, Tensor], Tensor]
+    """From the last block's output to the features ``[B, D]`` the head reads."""
     between: Callable[[Any, str, Tensor], Tensor] | None = None
 
     def run(self, net: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
@@ -31,6 +32,10 @@ class Architecture:
             x = self.between(net, name, x) if self.between else x
             x = net.get_submodule(name)(x)
         return x
+
+    def tail(self, net: Any, x: Tensor) -> Tensor:
+        """Turn the last block's output into the head's output ``[B, F]``."""
+        return net.get_classifier()(self.pool(net, x))
 
     def last(self, count: int) -> tuple[str, ...]:
         """Return the names of the last ``count`` blocks.
@@ -55,10 +60,10 @@ def _vit(net: Any) -> Architecture:
     def stem(net: Any, x: Tensor) -> Tensor:
         return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(x))))
 
-    def tail(net: Any, x: Tensor) -> Tensor:
-        return net.forward_head(net.norm(x))
+    def pool(net: Any, x: Tensor) -> Tensor:
+        return net.forward_head(net.norm(x), pre_logits=True)
 
-    return Architecture("vit", stem, tuple(_numbered(net, "blocks")), tail)
+    return Architecture("vit", stem, tuple(_numbered(net, "blocks")), pool)
 
 
 def _resnet(net: Any) -> Architecture:
@@ -66,18 +71,18 @@ def _resnet(net: Any) -> Architecture:
         return net.maxpool(net.act1(net.bn1(net.conv1(x))))
 
     blocks = tuple(name for i in range(1, 5) for name in _numbered(net, f"layer{i}"))
-    return Architecture("resnet", stem, blocks, lambda net, x: net.forward_head(x))
+    return Architecture("resnet", stem, blocks, lambda net, x: net.forward_head(x, pre_logits=True))
 
 
 def _efficientnet(net: Any) -> Architecture:
     def stem(net: Any, x: Tensor) -> Tensor:
         return net.bn1(net.conv_stem(x))
 
-    def tail(net: Any, x: Tensor) -> Tensor:
-        return net.forward_head(net.bn2(net.conv_head(x)))
+    def pool(net: Any, x: Tensor) -> Tensor:
+        return net.forward_head(net.bn2(net.conv_head(x)), pre_logits=True)
 
     blocks = tuple(name for stage in _numbered(net, "blocks") for name in _numbered(net, stage))
-    return Architecture("efficientnet", stem, blocks, tail)
+    return Architecture("efficientnet", stem, blocks, pool)
 
 
 def _densenet(net: Any) -> Architecture:
@@ -87,11 +92,11 @@ def _densenet(net: Any) -> Architecture:
     def stem(net: Any, x: Tensor) -> Tensor:
         return net.features[:first](x)
 
-    def tail(net: Any, x: Tensor) -> Tensor:
-        return net.forward_head(net.features[last:](x))
+    def pool(net: Any, x: Tensor) -> Tensor:
+        return net.forward_head(net.features[last:](x), pre_logits=True)
 
     blocks = tuple(f"features.{name}" for name in names[first:last])
-    return Architecture("densenet", stem, blocks, tail)
+    return Architecture("densenet", stem, blocks, pool)
 
 
 def _convnext(net: Any) -> Architecture:
@@ -99,11 +104,23 @@ def _convnext(net: Any) -> Architecture:
         stage, position = name.split(".blocks.")
         return net.get_submodule(stage).downsample(x) if position == "0" else x
 
-    def tail(net: Any, x: Tensor) -> Tensor:
-        return net.forward_head(net.norm_pre(x))
+    def pool(net: Any, x: Tensor) -> Tensor:
+        return net.forward_head(net.norm_pre(x), pre_logits=True)
 
     blocks = tuple(n for s in _numbered(net, "stages") for n in _numbered(net, f"{s}.blocks"))
-    return Architecture("convnext", lambda net, x: net.stem(x), blocks, tail, downsample)
+    return Architecture("convnext", lambda net, x: net.stem(x), blocks, pool, downsample)
+
+
+def _swin(net: Any) -> Architecture:
+    def downsample(net: Any, name: str, x: Tensor) -> Tensor:
+        stage, position = name.split(".blocks.")
+        return net.get_submodule(stage).downsample(x) if position == "0" else x
+
+    def pool(net: Any, x: Tensor) -> Tensor:
+        return net.forward_head(net.norm(x), pre_logits=True)
+
+    blocks = tuple(n for s in _numbered(net, "layers") for n in _numbered(net, f"{s}.blocks"))
+    return Architecture("swin", lambda net, x: net.patch_embed(x), blocks, pool, downsample)
 
 
 _FAMILIES: dict[str, Callable[[Any], Architecture]] = {
@@ -112,6 +129,7 @@ _FAMILIES: dict[str, Callable[[Any], Architecture]] = {
     "EfficientNet": _efficientnet,
     "DenseNet": _densenet,
     "ConvNeXt": _convnext,
+    "SwinTransformer": _swin,
 }
 
 
@@ -123,4 +141,8 @@ def architecture_of(net: nn.Module) -> Architecture:
     build = _FAMILIES.get(type(net).__name__)
     if build is not None:
         return build(net)
-    return Architecture("other", lambda net, x: x, (), lambda net, x: net(x))
+    return Architecture("other", lambda net, x: x, (), _whole)
+
+
+def _whole(net: Any, x: Tensor) -> Tensor:
+    return net.forward_head(net.forward_features(x), pre_logits=True)

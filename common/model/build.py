@@ -1,32 +1,38 @@
-"""Build the model a run describes: a frozen, hashed timm base with one PET method in it."""
+"""Build the model a run describes: frozen, hashed encoders with one PET method in them, and a head."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from common.adapter import AdapterSchema, AdapterState, Factors, schema_of
 from common.config import RunConfig
+from common.errors import ModelError
+from common.findings import FINDINGS
 from common.model.architecture import architecture_of
 from common.model.base import initialise_head, load_base
 from common.model.digest import tensor_digest
-from common.model.residual import residual_hook
-from common.pet.registry import METHODS
-from common.pet.targets import QKV_PARTS, is_final_norm
+from common.model.fusion import TEXT_HEAD, Fusion, TextInput, build_fusion
+from common.model.text.encoder import TextTower, load_text_tower
+from common.model.tower import Tower
+from common.pet.targets import Cut, TextCut, is_final_norm
+from common.pet.towers import TEXT, VISION, insert_towers
 
 CLINICAL_WEIGHT = "clinical.weight"
 """Weights ``[F, 2 V]`` of the clinical variables and of the marks that they are missing."""
 
-_WRAPPING = re.compile(r"\.(base_layer|default)(?=\.|$)")
-_QKV_PART = re.compile(rf"\.qkv\.({'|'.join(QKV_PARTS)})\.")
+PREFIXES = {VISION: "", TEXT: "text."}
+"""Tower -> what its tensors' names begin with; the image model's are those of the plain network."""
+FUSION = "fusion."
 
 
 class CxrModel:
-    """A frozen base, an adapter in it, and a head with one logit per finding."""
+    """Frozen encoders, an adapter in them, and a head with one logit per finding.
+
+    There is an image encoder, and where the plan reads reports a text encoder and a fusion beside it.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -35,71 +41,86 @@ class CxrModel:
         self.head_name: str = self.net.pretrained_cfg["classifier"]
         self.arch = architecture_of(self.net)
         self.findings = config.data.findings
-        initialise_head(self.net.get_submodule(self.head_name), config.seed)
+        head = self.net.get_submodule(self.head_name)
+        initialise_head(head, config.seed)
         self.clinical = _clinical_head(config)
-        self.base_names = [n for n in self.net.state_dict() if not self._is_head(n)]
+        self.text: TextTower | None = load_text_tower(config) if config.data.text else None
+        self.fusion: Fusion | None = None
+        self.towers = {VISION: Tower(self.net, PREFIXES[VISION], self.head_name)}
+        if self.text is not None:
+            self.fusion = build_fusion(config, head.in_features, self.text.width)
+            self.towers[TEXT] = Tower(self.text.net, PREFIXES[TEXT])
+        self.base_names = [name for tower in self.towers.values() for name in tower.base_names]
+        self._base_originals: dict[str, Tensor] = {}
         self.base_digest = self.current_base_digest()
         self._insert_pet()
-        self._residual_hooks: list[RemovableHandle] = []
         self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}
 
-    def _is_head(self, name: str) -> bool:
-        return name.startswith(f"{self.head_name}.")
-
     def _insert_pet(self) -> None:
-        self.net.requires_grad_(False)
-        METHODS[self.config.pet.method](self.net, self.arch, self.config)
+        cuts: dict[str, tuple[nn.Module, Cut]] = {VISION: (self.net, self.arch)}
+        if self.text is not None:
+            cuts[TEXT] = (self.text.net, TextCut(self.text.family, self.text.blocks, self.text.targets))
+        for net, _ in cuts.values():
+            net.requires_grad_(False)
+        insert_towers(cuts, self.config)
         self.net.get_submodule(self.head_name).requires_grad_(True)
         if self.config.pet.final_norm:
             for name, parameter in self.net.named_parameters():
                 if is_final_norm(name):
                     parameter.requires_grad_(True)
-        self.parameters: dict[str, nn.Parameter] = {
-            _WRAPPING.sub("", name): parameter
-            for name, parameter in sorted(self.net.named_parameters())
-            if parameter.requires_grad
-        }
+        self._name_parameters()
+        for net, _ in cuts.values():
+            net.eval()
+
+    def _name_parameters(self) -> None:
+        """Gather what travels under its names, and the schema of it."""
+        encoder = self.towers[VISION].base_parameters() if moves_encoder(self.config) else ()
+        named = [pair for tower in self.towers.values() for pair in tower.parameters()]
+        if self.fusion is not None:
+            named += [(f"{FUSION}{name}", p) for name, p in sorted(self.fusion.named_parameters())]
         if self.clinical is not None:
-            self.parameters[CLINICAL_WEIGHT] = next(self.clinical.parameters())
-        head = [n for n in self.parameters if self._is_head(n) or n == CLINICAL_WEIGHT]
-        self.schema: AdapterSchema = schema_of(self.parameters, head)
+            named += [(CLINICAL_WEIGHT, p) for p in self.clinical.parameters()]
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in named if parameter.requires_grad or name in encoder
+        }
+        tuned = {name for name, parameter in named if parameter.requires_grad}
+        by_finding = (f"{self.head_name}.", CLINICAL_WEIGHT, TEXT_HEAD)
+        head = tuple(name for name in self.parameters if name.startswith(by_finding))
+        self.schema = AdapterSchema(
+            schema_of(self.parameters).shapes,
+            head,
+            fusion=tuple(n for n in self.parameters if n.startswith(FUSION) and n not in head),
+            encoder=encoder,
+            tuned=tuple(name for name in self.parameters if name in tuned),
+        )
         originals = self._base_tensors()
-        self._base_originals = {n: originals[n].clone() for n in self.parameters if n in originals}
-        self.net.eval()
+        moved = {*self.towers[VISION].base_names} if encoder else set()
+        self._base_originals = {
+            n: tensor.clone() for n, tensor in originals.items() if n in moved or n in self.parameters
+        }
 
     # ------------------------------------------------------------------ the frozen base
 
     def _base_tensors(self) -> dict[str, Tensor]:
-        """The base's tensors under their original names, whatever PET has wrapped or split."""
-        live: dict[str, Tensor] = {}
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.net.state_dict().items():
-            plain = _WRAPPING.sub("", name)
-            if match := _QKV_PART.search(plain):
-                fused = plain.replace(match.group(0), ".qkv.")
-                if plain.rpartition(".")[2] in ("weight", "bias") and "lora" not in plain:
-                    parts.setdefault(fused, {})[match.group(1)] = tensor
-            else:
-                live[plain] = tensor
-        for fused, qkv in parts.items():
-            live[fused] = torch.cat([qkv[part] for part in QKV_PARTS])
-        return {name: live[name] for name in self.base_names}
+        return {n: t for tower in self.towers.values() for n, t in tower.base_tensors().items()}
 
     def current_base_digest(self) -> str:
         """Hash the base as it stands in memory now.
 
         Where a method trains a base tensor itself (bitfit, norm, full) the value it started from
-        counts: the trained one belongs to the adapter.
+        counts: the trained one belongs to the adapter. How the text encoder numbers words counts too:
+        with another tokenizer the same weights are another encoder.
         """
-        return tensor_digest({**self._base_tensors(), **getattr(self, "_base_originals", {})})
+        tensors = {**self._base_tensors(), **self._base_originals}
+        if self.text is not None:
+            words = self.text.tokenize([finding.replace("_", " ") for finding in FINDINGS], len(FINDINGS))
+            tensors[f"{PREFIXES[TEXT]}tokenizer"] = torch.from_numpy(words.ids)
+        return tensor_digest(tensors)
 
     @property
     def base_numel(self) -> int:
         """Number of parameters of the frozen base, without the head and without buffers."""
-        names = {_WRAPPING.sub("", n) for n, _ in self.net.named_parameters()}
-        tensors = self._base_tensors()
-        split = {_QKV_PART.sub(".qkv.", n) for n in names}
-        return sum(t.numel() for n, t in tensors.items() if n in names or n in split)
+        return sum(tower.base_numel for tower in self.towers.values())
 
     # ------------------------------------------------------------------ the adapter
 
@@ -125,13 +146,16 @@ class CxrModel:
         self._lay_residual(state.residual)
 
     def _lay_residual(self, residual: Mapping[str, Factors]) -> None:
-        for hook in self._residual_hooks:
-            hook.remove()
-        self._residual_hooks = []
-        laid = {n: residual_hook(self.net, n, f, self.device) for n, f in residual.items()}
-        for name, add in laid.items():
-            handle = self.net.get_submodule(name).register_forward_hook(add)
-            self._residual_hooks.append(handle)
+        text = PREFIXES[TEXT] if TEXT in self.towers else None
+        for name, tower in self.towers.items():
+            tower.lay(
+                {
+                    layer.removeprefix(tower.prefix): factors
+                    for layer, factors in residual.items()
+                    if (text is not None and layer.startswith(text)) == (name == TEXT)
+                },
+                self.device,
+            )
 
     # ------------------------------------------------------------------ computing
 
@@ -142,40 +166,76 @@ class CxrModel:
 
     def to(self, device: torch.device) -> CxrModel:
         """Move to a device."""
-        self.net.to(device)
-        if self.clinical is not None:
-            self.clinical.to(device)
+        for module in (self.net, self.clinical, self.text, self.fusion):
+            if module is not None:
+                module.to(device)
         return self
 
-    def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
-        """Map normalised images ``[B, C, S, S]`` and scaled variables ``[B, 2 V]`` to logits ``[B, F]``."""
-        return self._beside(self.net(images), clinical)
+    def forward(
+        self, images: Tensor, clinical: Tensor | None = None, text: TextInput | None = None
+    ) -> Tensor:
+        """Map normalised images ``[B, C, S, S]`` and scaled variables ``[B, 2 V]`` to logits ``[B, F]``.
+
+        ``text`` is what `read_text` makes of the studies' reports; None: no study has one.
+        """
+        if self.fusion is None:
+            return self._beside(self.net(images), clinical)
+        return self.suffix(self.prefix(images, 0), 0, clinical, text)
 
     def _beside(self, logits: Tensor, clinical: Tensor | None) -> Tensor:
         """Add what the clinical variables say: one linear head over image features and variables."""
         return logits if self.clinical is None else logits + self.clinical(clinical)
 
+    def image_features(self, images: Tensor) -> Tensor:
+        """Map normalised images ``[B, C, S, S]`` to the features ``[B, D]`` that the head reads."""
+        last = self.prefix(images, len(self.arch.blocks))
+        return self.arch.pool(self.net, last)
+
+    def read_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the text tower over tokens ``[B, L]``: ``[B, T]``, or ``[B, L, T]`` for cross-attention.
+
+        Raises:
+            ModelError: if the plan reads no reports.
+        """
+        if self.text is None or self.fusion is None:
+            raise ModelError("this model reads no reports", fix="set data.text = true")
+        hidden = self.text.hidden(ids, mask)
+        return hidden if self.fusion.reads_tokens else self.text.pooled(hidden, mask)
+
+    @property
+    def text_is_frozen(self) -> bool:
+        """Whether nothing in the text tower is trained; what it makes of a report may be cached."""
+        return not any(name.startswith(PREFIXES[TEXT]) for name in self.parameters)
+
     @property
     def frozen_blocks(self) -> int:
         """How many leading blocks hold nothing trained; the prefix may be cached up to there."""
-        trained = list(self.parameters)
+        trained = {name for name, _ in self.towers[VISION].parameters()} & {*self.parameters}
+        if not self._stem_is_frozen(trained):
+            return 0
         for i, block in enumerate(self.arch.blocks):
             if any(n.startswith(f"{block}.") for n in trained):
-                return i if self._stem_is_frozen() else 0
-        return len(self.arch.blocks) if self._stem_is_frozen() else 0
+                return i
+        return len(self.arch.blocks)
 
-    def _stem_is_frozen(self) -> bool:
-        inside = (*(f"{b}." for b in self.arch.blocks), f"{self.head_name}.", CLINICAL_WEIGHT)
-        return all(n.startswith(inside) or is_final_norm(n) for n in self.parameters)
+    def _stem_is_frozen(self, trained: set[str]) -> bool:
+        inside = (*(f"{b}." for b in self.arch.blocks), f"{self.head_name}.")
+        return all(n.startswith(inside) or is_final_norm(n) for n in trained)
 
     def prefix(self, images: Tensor, blocks: int) -> Tensor:
         """Run the stem and the first ``blocks`` blocks."""
         return self.arch.run(self.net, self.arch.stem(self.net, images), 0, blocks)
 
-    def suffix(self, hidden: Tensor, blocks: int, clinical: Tensor | None = None) -> Tensor:
+    def suffix(
+        self, hidden: Tensor, blocks: int, clinical: Tensor | None = None, text: TextInput | None = None
+    ) -> Tensor:
         """Run what ``prefix`` with the same ``blocks`` left out; returns logits ``[B, F]``."""
         rest = self.arch.run(self.net, hidden, blocks, len(self.arch.blocks))
-        return self._beside(self.arch.tail(self.net, rest), clinical)
+        if self.fusion is None:
+            return self._beside(self.arch.tail(self.net, rest), clinical)
+        image = self.arch.pool(self.net, rest)  # [B, D]
+        said = self.fusion(image, text or self.fusion.no_text(len(image)), self.net.get_classifier())
+        return self._beside(said, clinical)
 
     def train_mode(self, on: bool) -> None:
         """Switch dropout on or off; BatchNorm always stays with its frozen statistics."""
@@ -183,6 +243,13 @@ class CxrModel:
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.eval()
+        if self.text is not None:
+            self.text.train(on)
+
+
+def moves_encoder(config: RunConfig) -> bool:
+    """Whether a run pretrains the whole encoder, which then travels with the adapter."""
+    return bool(config.pretrain.rounds) and config.pretrain.parameters == "encoder"
 
 
 def _clinical_head(config: RunConfig) -> nn.Linear | None:

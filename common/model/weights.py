@@ -1,4 +1,4 @@
-"""Load a backbone's weights from a safetensors file, or a folder in timm or transformers layout."""
+"""Load a backbone's weights from a safetensors file or folder, in any layout `common.model.convert` knows."""
 
 from __future__ import annotations
 
@@ -9,33 +9,41 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import WeightsError
+from common.model.convert import to_timm
 
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.safetensors")
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.safetensors", "open_clip_model.safetensors")
+_INDEX = "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_CONVERT = (
+    "pickled weights can run code: convert them once, on a machine without patients' data, by "
+    "python -c \"import torch; from safetensors.torch import save_file; s = torch.load('{0}', "
+    "map_location='cpu', weights_only=True); s = s.get('model', s.get('state_dict', s)); "
+    "save_file({{k: v.clone() for k, v in s.items() if torch.is_tensor(v)}}, 'model.safetensors')\""
+)
 
 
 def load_weights(net: nn.Module, path: Path, head: str) -> None:
     """Fill ``net``, all but its head, in fp32.
 
-    Position embeddings are resampled to the net's grid by timm's own filter. A transformers
-    folder (``config.json`` with ``model_type`` vit or dinov2) is renamed to timm's layout.
+    A published layout is renamed to timm's; position embeddings are resampled to the net's grid by timm's
+    own filter.
 
     Raises:
         WeightsError: if the file is missing, is not safetensors, or its tensors are not exactly
             the architecture's.
     """
-    file, config = _locate(path)
+    files, config = _locate(path)
     try:
-        in_transformers_layout = config.get("model_type") in ("vit", "dinov2")
-        state = _from_transformers(path) if in_transformers_layout else load_file(file)
+        tensors = {name: t.float() for file in files for name, t in load_file(file).items()}
     except (SafetensorError, OSError):
-        raise WeightsError(f"{file}: not a readable safetensors file") from None
-    state = {name: tensor.float() for name, tensor in state.items()}
+        raise WeightsError(f"{files[0]}: not a readable safetensors file") from None
+    _check_activation(net, config)
+    state = to_timm(tensors)
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_fn is not None:
         state = filter_fn(state, net)
@@ -45,31 +53,33 @@ def load_weights(net: nn.Module, path: Path, head: str) -> None:
     if "fc_norm.weight" in wanted and "norm.weight" not in wanted:
         # timm names a ViT's last norm by its place: behind the pooling when it is the mean
         state = {re.sub(r"^norm\.", "fc_norm.", name): t for name, t in state.items()}
-    _check_names(file, wanted, set(state))
-    for name in sorted(wanted):
-        if own[name].shape != state[name].shape:
+    # Old torchvision files do not count batches, and nothing here reads the count.
+    counts = {name for name in wanted if name.endswith(".num_batches_tracked")}
+    _check_names(files[0], wanted - (counts - state.keys()), set(state))
+    for name, tensor in sorted(state.items()):
+        if own[name].shape != tensor.shape:
             raise WeightsError(
-                f"{file.name}: tensor {name!r} has another shape than the architecture",
-                found=f"{tuple(state[name].shape)}, expected {tuple(own[name].shape)}",
+                f"{files[0].name}: tensor {name!r} has another shape than the architecture",
+                found=f"{tuple(tensor.shape)}, expected {tuple(own[name].shape)}",
                 fix="check model.backbone, data.image_size and model.weights",
             )
     net.load_state_dict(state, strict=False)
 
 
-def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
+def _locate(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Return the files that hold the tensors, and config.json where the folder has one."""
     if path.is_dir():
-        config_file = path / "config.json"
-        try:
-            config = json.loads(config_file.read_text()) if config_file.is_file() else {}
-        except ValueError:
-            raise WeightsError(f"{config_file}: not valid JSON") from None
+        config = _json(path / "config.json") if (path / "config.json").is_file() else {}
         for name in _FOLDER_FILES:
             if (path / name).is_file():
-                return path / name, config
+                return [path / name], config
+        if (path / _INDEX).is_file():
+            return _parts(path), config
+        pickled = next((p.name for p in sorted(path.iterdir()) if p.suffix in _PICKLED), "")
         raise WeightsError(
             f"{path}: the folder holds no weights",
             found=_some(p.name for p in path.iterdir()),
-            fix=f"expected {_FOLDER_FILES[0]}",
+            fix=_CONVERT.format(pickled) if pickled else f"expected {_FOLDER_FILES[0]}",
         )
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file", fix="check model.weights")
@@ -77,9 +87,48 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
         raise WeightsError(
             f"{path.name}: only safetensors files are loaded",
             found=path.suffix or "no suffix",
-            fix="convert it: safetensors.torch.save_file(state_dict, 'model.safetensors')",
+            fix=_CONVERT.format(path.name),
         )
-    return path, {}
+    return [path], {}
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the files a sharded checkpoint's index names; they lie beside it."""
+    placed = _json(folder / _INDEX).get("weight_map")
+    names = sorted({str(name) for name in placed.values()}) if isinstance(placed, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise WeightsError(f"{folder / _INDEX}: not an index of weights", fix="download the folder again")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(names)} parts are missing", found=f"missing {_some(missing)}"
+        )
+    return [folder / name for name in names]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise WeightsError(f"{file}: not valid JSON") from None
+    return told if isinstance(told, dict) else {}
+
+
+def _check_activation(net: nn.Module, config: dict[str, Any]) -> None:
+    """Refuse weights trained with another activation: every name and shape fits, and each feature is wrong.
+
+    OpenAI's CLIP has QuickGELU and its followers GELU.
+    """
+    told = config.get("vision_config", config)
+    wanted = told.get("hidden_act") if isinstance(told, dict) else None
+    names = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
+    has = next((type(m).__name__ for m in net.modules() if type(m).__name__ in names.values()), None)
+    if has and wanted in names and names[wanted] != has:
+        raise WeightsError(
+            "the weights were trained with another activation than the architecture has",
+            found=f"config.json says hidden_act = {wanted!r}, the architecture has {has}",
+            fix="choose timm's variant with, or without, 'quickgelu' in its name",
+        )
 
 
 def _check_names(file: Path, wanted: set[str], given: set[str]) -> None:
@@ -101,54 +150,3 @@ def _some(names: Iterable[str], limit: int = 3) -> str:
     listed = list(names)
     rest = f" (+{len(listed) - limit})" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + rest
-
-
-_RENAME = (
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^layernorm\.", "norm."),
-    (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.o_proj\.", ".attn.proj."),
-    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
-)
-_QKV = re.compile(r"^(blocks\.\d+)\.attention\.([qkv])_proj\.(\w+)$")
-_UNUSED = ("pooler.", "embeddings.mask_token")
-
-
-def _from_transformers(folder: Path) -> dict[str, Tensor]:
-    """Load a ViT or DINOv2 encoder through transformers; rename to timm's layout and fuse q, k, v.
-
-    transformers reads older key names and sharded files; a tensor it would have to make up is an
-    error.
-    """
-    from transformers import AutoModel
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    model, told = AutoModel.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    made_up = sorted(name for name in told["missing_keys"] if not name.startswith(_UNUSED))
-    if made_up:
-        raise WeightsError(
-            f"{folder}: {len(made_up)} tensors the architecture needs are not in the folder",
-            found=f"missing {_some(made_up)}",
-        )
-    out: dict[str, Tensor] = {}
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith(_UNUSED):
-            continue
-        for pattern, replacement in _RENAME:
-            name = re.sub(pattern, replacement, name)
-        if match := _QKV.match(name):
-            block, which, leaf = match.groups()
-            parts.setdefault((block, leaf), {})[which] = tensor
-        else:
-            out[name] = tensor
-    for (block, leaf), qkv in parts.items():
-        out[f"{block}.attn.qkv.{leaf}"] = torch.cat([qkv["q"], qkv["k"], qkv["v"]])
-    return out

@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from common.config import RunConfig
 from common.errors import TargetError
-from common.model.architecture import Architecture
-from common.pet.targets import blocks_in_scope
+from common.pet.targets import Cut, TextCut, blocks_in_scope, has_attention
 
 
 class Bottleneck(nn.Module):
@@ -38,7 +37,7 @@ class Bottleneck(nn.Module):
         return (last + self.up(functional.gelu(self.down(last)))).movedim(-1, 1)
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Hang one bottleneck behind each block's MLP (behind the whole block on a CNN).
 
     Raises:
@@ -55,11 +54,22 @@ def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
             "pet.method = 'adapter' has no place in a DenseNet: its blocks concatenate",
             fix="use lora, bitfit or norm on this backbone",
         )
-    places = [net.get_submodule(f"{b}.mlp" if arch.family == "vit" else b) for b in blocks]
+    places = [net.get_submodule(_place(block, arch)) for block in blocks]
+    if isinstance(arch, TextCut):
+        widths = [place.out_features for place in places]
+    else:
+        widths = _widths(net, places, config.data.image_size)
     generator = torch.Generator().manual_seed(config.seed)
-    for place, width in zip(places, _widths(net, places, config.data.image_size), strict=True):
+    for place, width in zip(places, widths, strict=True):
         place.add_module("bottleneck", Bottleneck(width, config.pet.bottleneck, generator))
         place.register_forward_hook(lambda place, args, out: place.bottleneck(out))
+
+
+def _place(block: str, arch: Cut) -> str:
+    """Name what a block's bottleneck stands behind: the MLP, whose last layer a text encoder ends with."""
+    if isinstance(arch, TextCut):
+        return f"{block}.{arch.targets['fc2']}"
+    return f"{block}.mlp" if has_attention(arch) else block
 
 
 def _widths(net: Any, places: Sequence[nn.Module], image_size: int) -> list[int]:

@@ -6,11 +6,10 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import TargetError
-from common.model.architecture import Architecture
-from common.pet.targets import in_scope
+from common.pet.targets import Cut, in_scope
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Unfreeze the biases.
 
     Raises:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from common.config import RunConfig
-from common.model.architecture import Architecture
-from common.pet.targets import in_scope
+from common.pet.targets import Cut, in_scope
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Unfreeze every parameter in scope; BatchNorm statistics stay frozen."""
     for name, parameter in net.named_parameters():
         if in_scope(name, arch, config.pet.scope):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from common.config import RunConfig
-from common.model.architecture import Architecture
+from common.pet.targets import Cut
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Add nothing: the head itself is trained by every method."""

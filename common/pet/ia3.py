@@ -11,25 +11,23 @@ from peft import IA3Config, inject_adapter_in_model
 
 from common.config import RunConfig
 from common.errors import TargetError
-from common.model.architecture import Architecture
-from common.pet.targets import resolve_targets
+from common.pet.targets import Cut, has_attention, is_feed_forward, resolve_targets
 
 VIT_TARGETS = ("k", "v", "fc2")
-_FEED_FORWARD = ("fc1", "fc2")
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Insert the scales (one), through ``peft``; feed-forward layers are scaled at their input.
 
     Raises:
         TargetError: on a backbone that is not a ViT and without named targets.
     """
-    if arch.family != "vit" and not config.pet.targets:
+    if not has_attention(arch) and not config.pet.targets:
         raise TargetError(
             "pet.method = 'ia3' is defined on attention and feed-forward layers",
             found=f"family {arch.family!r}",
             fix="use a ViT, or name linear layers in pet.targets",
         )
     targets = resolve_targets(net, arch, config.pet, VIT_TARGETS)
-    inner = [name for name in targets if name.rpartition(".")[2] in _FEED_FORWARD]
+    inner = [name for name in targets if is_feed_forward(name, arch)]
     inject_adapter_in_model(IA3Config(target_modules=targets, feedforward_modules=inner), net)

@@ -11,13 +11,12 @@ from peft import inject_adapter_in_model
 from torch import nn
 
 from common.config import RunConfig
-from common.model.architecture import Architecture
-from common.pet.targets import default_targets, resolve_targets
+from common.pet.targets import Cut, default_targets, resolve_targets
 
 VIT_TARGETS = ("qkv", "proj", "fc1", "fc2")
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Insert A (Kaiming-uniform from the run's seed) and B (zero).
 
     A is drawn here rather than by peft, so that it depends on nothing but the seed and every

@@ -8,13 +8,12 @@ from torch import nn
 
 from common.config import RunConfig
 from common.errors import TargetError
-from common.model.architecture import Architecture
-from common.pet.targets import in_scope
+from common.pet.targets import Cut, in_scope
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def insert(net: Any, arch: Architecture, config: RunConfig) -> None:
+def insert(net: Any, arch: Cut, config: RunConfig) -> None:
     """Unfreeze the affine parameters; running statistics stay frozen.
 
     Raises:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from common.config import RunConfig
-from common.model.architecture import Architecture
 from common.pet import adapter, bitfit, full, head, ia3, lora, norm, vera
+from common.pet.targets import Cut
 
-METHODS: dict[str, Callable[[Any, Architecture, RunConfig], None]] = {
+METHODS: dict[str, Callable[[Any, Cut, RunConfig], None]] = {
     "adapter": adapter.insert,
     "bitfit": bitfit.insert,
     "full": full.insert,

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from common.config import Section
 from common.errors import ConfigError
 from common.overrides import read_toml
+from common.sections import Section
 
 CENTRE = "FEDCXR_CENTRE"
 """Environment variable: the centre's folder, where ``--centre`` is not given."""

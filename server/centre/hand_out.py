@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ from common.overrides import read_toml
 from server.centre.run_folder import RunFolder
 from server.checkpoint import read
 from server.ledger import Ledger
-from server.merge import MERGED, write_merged
-from server.release import write_release
-
-_ADAPTER = "adapter_model.safetensors"
+from server.merge import MERGED, MERGED_TEXT, write_merged
+from server.release import is_release, write_release
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def hand_out(run: RunFolder, out: Path | None, merged: bool) -> Released:
     number, expected = int(told["round"]), str(told["sha256"])
     checkpoint = read(run.path / "checkpoints", number, plan)
     place = run.path / "release"
-    if _sha256(place / _ADAPTER) != expected:
+    if not is_release(place, expected):
         shutil.rmtree(place, ignore_errors=True)
         if write_release(build_model(config), checkpoint.state, place, plan) != expected:
             raise CheckpointError(
@@ -58,11 +55,13 @@ def hand_out(run: RunFolder, out: Path | None, merged: bool) -> Released:
             )
     folder = place if out is None else out
     if out is not None:
-        for file in sorted(place.iterdir()):
-            if file.is_file() and file.name != MERGED:
-                write_atomic(out / file.name, file.read_bytes(), READABLE)
-        if _sha256(out / _ADAPTER) != expected:
-            raise CheckpointError(f"{out / _ADAPTER} is not what was copied", fix="see to that disk")
+        for file in sorted(place.rglob("*")):
+            if file.is_file() and file.name not in (MERGED, MERGED_TEXT):
+                target = out / file.relative_to(place)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(target, file.read_bytes(), READABLE)
+        if not is_release(out, expected):
+            raise CheckpointError(f"{out} does not hold what was copied there", fix="see to that disk")
     whole = write_merged(config, str(digests["base"]), plan, folder, folder) if merged else None
     return Released(folder, number, expected, plan, whole)
 
@@ -77,7 +76,3 @@ def _released(run: RunFolder) -> dict[str, Any]:
         if told:
             return told
     raise RunError(f"the run {run.name} has released nothing yet", fix=f"fedcxr-server resume {run.name}")
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

@@ -13,6 +13,7 @@ from common.overrides import merge, parse_assignment, read_toml, set_key
 
 _NOT_OF_A_PLAN = (
     "title", "description", "sites", "partition", "arms", "thumbnail_baseline", "threads", "gpus", "faults",
+    "benchmark",
 )  # fmt: skip
 """Keys of an experiment that say how it is simulated and reported."""
 

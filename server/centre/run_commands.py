@@ -208,7 +208,7 @@ def _show(name: str, proposal: Proposal, left_out: tuple[str, ...]) -> None:
     typer.echo(
         f"Run {name}: {config.pet.method} on {config.model.backbone}, {', '.join(config.data.findings)}"
     )
-    typer.echo(f"  stages      {' -> '.join(proposal.stages)}; {rounds.count} rounds")
+    typer.echo(f"  stages      {' -> '.join(proposal.stages)}; {config.last_round} rounds")
     typer.echo(
         f"  each round  every site gets {_size(proposal.down)}, trains {proposal.trained_parameters:,} "
         f"parameters, sends at most {_size(proposal.up)}"

@@ -13,15 +13,15 @@ from common.codec import DTYPES
 from common.config import RunConfig
 from common.errors import ConfigError, RunError
 from common.files import write_atomic
-from common.model.build import CxrModel, build_model
-from common.pet.phase import trained_count, trained_names
+from common.model.build import CxrModel
+from common.phase import first_of_each_phase, trained_count, trained_names
 from server.centre.bundle import build_bundle, bundle_digest
 from server.centre.control import Control
 from server.centre.folder import RUN_NAME, CentreFolder
 from server.centre.registry import RegisteredSite, Registry
 from server.centre.run_folder import RunFolder, run_folders
 from server.plan import write_plan
-from server.strategies.strategy import check_strategy
+from server.plan_model import model_of
 
 _BUNDLE = "app.fab"
 HEARD_LATELY = 120.0
@@ -48,9 +48,14 @@ class Proposal:
     @property
     def stages(self) -> tuple[str, ...]:
         """What sites are asked, in order."""
-        local = ("local",) if self.config.evaluate.local else ()
-        calibrate = ("calibrate",) if self.config.evaluate.calibrate != "none" else ()
-        return ("enrol", *local, "train", *calibrate, "evaluate")
+        optional = {
+            "local": self.config.evaluate.local,
+            "pretrain": self.config.pretrain.rounds > 0,
+            "calibrate": self.config.evaluate.calibrate != "none",
+            "personalise": self.config.personalise.method != "none",
+        }
+        stages = ("enrol", "local", "pretrain", "train", "calibrate", "personalise", "evaluate")
+        return tuple(stage for stage in stages if optional.get(stage, True))
 
     def absent(self, now: float | None = None) -> list[str]:
         """Return the admitted sites that have not been heard lately."""
@@ -79,11 +84,9 @@ def propose(centre: CentreFolder, config: RunConfig, bundle: Path | None = None)
             f"{len(admitted)} admitted",
             fix="lower both, or admit more sites",
         )
-    check_strategy(config)
-    model = build_model(config)
+    model = model_of(config)
     fab = build_bundle() if bundle is None else _read(bundle)
     code = bundle_code_digest(fab)
-    rounds_of_a_cycle = range(1, min(config.rounds.count, 2) + 1)
     return Proposal(
         config=config,
         fab=fab,
@@ -93,7 +96,7 @@ def propose(centre: CentreFolder, config: RunConfig, bundle: Path | None = None)
         plan_digest=config.plan_digest(model.base_digest, code),
         trained_parameters=trained_count(model.schema, config),
         down=4 * model.schema.numel,
-        up=max(_update_bytes(model, config, number) for number in rounds_of_a_cycle),
+        up=max(_update_bytes(model, config, number) for number in first_of_each_phase(config)),
         admitted=admitted,
     )
 
@@ -156,7 +159,7 @@ def resume(control: Control, run: RunFolder) -> None:
     end_the_dead(control, run)
     config = run.config()
     fab = _bundle_of(run)
-    write_plan(config, build_model(config).base_digest, run.path, bundle_code_digest(fab))
+    write_plan(config, model_of(config).base_digest, run.path, bundle_code_digest(fab))
     if run.ledger.is_file():
         run.tell("submitted", "handed to Flower again")
     run.add_flower_run(control.start_run(fab, config))

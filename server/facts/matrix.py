@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.protocol import SAME_RANKING
 from server.facts.records import Matrix
 from server.facts.view import LedgerView
 
 _LOCAL = "local:"
 _ORDER = ("local", "federated", "personalised", "pooled")
-_SAME = {"calibrated"}
-"""Calibration moves no study past another: these areas are the federated model's."""
 _AUROC = re.compile(r"([a-z0-9_]+)\.auroc")
 _MACRO = ""
 _NEW = "SELECT rowid, arm, site, metrics FROM evaluations WHERE rowid > ? AND split = 'test' ORDER BY rowid"
@@ -84,7 +83,7 @@ def matrix(view: LedgerView, finding: str = "") -> Matrix | None:
         if not kept.areas:
             return None
         arms = [*(arm for arm in _ORDER if arm in kept.areas)]
-        others = kept.areas.keys() - {*_ORDER} - _SAME
+        others = kept.areas.keys() - {*_ORDER} - SAME_RANKING  # theirs are the federated model's areas
         arms += sorted(arm for arm in others if not arm.startswith(_LOCAL))
         sites = sorted({site for of in kept.areas.values() for site in of})
         makers = sorted(arm.removeprefix(_LOCAL) for arm in kept.areas if arm.startswith(_LOCAL))

@@ -149,7 +149,7 @@ class Progress:
             deadline=float(deadline) if isinstance(deadline, int | float) else None,
             cohort=tuple(facts.get("cohort") or ()),
         )
-        to: Stage = {"train": "training", "local": "local"}.get(stage, "testing")  # type: ignore[assignment]
+        to: Stage = {"pretrain": "training", "train": "training", "local": "local"}.get(stage, "testing")  # type: ignore[assignment]
         if self.stage != to or stage == "train":
             self._go(event, to)
 

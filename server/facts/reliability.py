@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import fsum, sqrt
 from typing import Any
 
+from common.metrics.calibration import too_fine
 from server.facts.records import Bin, Reliability
 from server.facts.view import LedgerView
 
@@ -63,7 +64,7 @@ def gather(
         chosen = [metrics for name, metrics in told[arm].items() if site in ("", name)]
         bins = [part for metrics in chosen for part in _parts(metrics, finding)]
         if bins:
-            arms[arm] = _bins(bins, merge=not site)
+            arms[arm] = _bins(bins, merge=not site or too_fine([studies for _, studies, _ in bins]))
             ece[arm] = _ece(chosen, finding)
     return Reliability(finding, site, arms, ece) if arms else None
 
@@ -98,7 +99,10 @@ def _parts(metrics: Mapping[str, Any], finding: str) -> Iterable[tuple[float, in
 
 
 def _bins(parts: list[tuple[float, int, int]], merge: bool) -> tuple[Bin, ...]:
-    """Sort bins by their mean; ``merge`` puts several sites' together in fifteenths of the probability."""
+    """Sort bins by their mean; ``merge`` puts them together in fifteenths of the probability.
+
+    So several sites' become one diagram, and a site's can be read where it cut them finer.
+    """
     groups: dict[float, list[tuple[float, int, int]]] = {}
     for part in parts:
         key = float(min(int(part[0] * _BINS), _BINS - 1)) if merge else part[0]

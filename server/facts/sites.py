@@ -12,7 +12,14 @@ from server.facts.standing import standing_of
 from server.facts.view import LedgerView
 
 _GOING_ON = ("waiting", "enrolling", "local", "training", "testing")
-_DOING = {"train": "training", "local": "training alone", "evaluate": "measuring", "calibrate": "calibrating"}
+_DOING = {
+    "pretrain": "pretraining",
+    "train": "training",
+    "local": "training alone",
+    "evaluate": "measuring",
+    "calibrate": "calibrating",
+    "personalise": "making it its own",
+}
 
 
 def site_rows(run: Run, now: float, late: float = 20.0, silent: float = 60.0) -> list[SiteRow]:

@@ -41,7 +41,7 @@ def standing_of(
 ) -> Standing:
     """Say where a run stands, from what its ledger and its folder's lock say."""
     committed = len(history.rounds)
-    rounds = config.rounds.count if config is not None else 0
+    rounds = config.last_round if config is not None else 0
     newest = progress.newest.time if progress.newest is not None else None
     state: State = progress.stage
     quiet = now - newest if newest is not None else 0.0

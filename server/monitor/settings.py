@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from common.config import Names, Section
 from common.errors import ConfigError, closest
 from common.overrides import read_toml
+from common.sections import Names, Section
 
 DEFAULT_LISTEN = "127.0.0.1:9480"
 """Where the page is, unless somebody says otherwise."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from common.protocol import BIN_SPAN
 from server.facts.history import History
 from server.facts.view import LedgerView
 
@@ -121,7 +122,7 @@ def _evaluations(view: LedgerView) -> Iterator[Row]:
     for arm, split, site, metrics in _evaluated(view):
         for key, value in metrics.items():
             finding, name = _finding_of(key)
-            if name not in _BINS:
+            if name not in (*_BINS, *BIN_SPAN):
                 for suffix, single in _singles(name, value):
                     yield (arm, split, site, finding, name + suffix, single)
 

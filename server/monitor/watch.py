@@ -11,7 +11,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ IDLE_INTERVAL = 5.0
 """Seconds between two polls of a run that does neither."""
 SHARE = 0.01
 """Of a core, for all watchers together."""
+AROUND = 0.0005
+"""Processor seconds of an answer beside computing it: reading what is asked, and sending."""
 LEAST_REST, MOST_REST = 1.0, 20.0
 """Seconds between two events of one stream: at least, and at most whatever they cost."""
 LIVE_FOR = 120.0
@@ -86,21 +89,32 @@ class Rest:
     a hundred times; so it is measured, as processor time from one moment to the next.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        spent: Callable[[], float] = time.process_time,
-    ) -> None:
-        self._clock, self._spent = clock, spent
-        self._moment, self._before = float("-inf"), spent()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._moment, self._spent = float("-inf"), 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count the processor time of an answer to a watcher; any thread may."""
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.spend(time.thread_time() - began + AROUND)
+
+    def spend(self, seconds: float) -> None:
+        """Count some processor time."""
+        with self._lock:
+            self._spent += seconds
 
     def left(self) -> float:
         """Return the seconds until the next moment; whoever asks first after one sets the next."""
         now = self._clock()
         if now >= self._moment:
-            spent = self._spent()
-            self._moment = now + min(max((spent - self._before) / SHARE, LEAST_REST), MOST_REST)
-            self._before = spent
+            with self._lock:
+                spent, self._spent = self._spent, 0.0
+            self._moment = now + min(max(spent / SHARE, LEAST_REST), MOST_REST)
         return self._moment - now
 
 

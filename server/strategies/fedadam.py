@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from common.adapter import AdapterState
-from common.config import StrategyConfig
+from common.sections import StrategyConfig
 
 
 def adam_step(

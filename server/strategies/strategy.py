@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.adapter import AdapterSchema, AdapterState
-from common.config import RunConfig, StrategyConfig
+from common.config import RunConfig
 from common.errors import ConfigError
+from common.sections import StrategyConfig
 from server.strategies.fedadam import adam_step
 from server.strategies.lora.error import aggregation_error
 from server.strategies.lora.fedex import exact_residual

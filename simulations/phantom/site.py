@@ -129,13 +129,14 @@ def _write_images(
             )
             path, content = f"images/{study}.dcm", encode(image, machine, header)
         else:
-            path, content = f"images/{study}.png", _png(image, machine)
+            path, content = f"images/{study}.png", png(image, machine)
         _replace(folder / path, content)
         paths.append(path)
     return paths
 
 
-def _png(image: NDArray[np.uint8] | NDArray[np.uint16], machine: Scanner) -> bytes:
+def png(image: NDArray[np.uint8] | NDArray[np.uint16], machine: Scanner) -> bytes:
+    """Encode stored values as a viewer would show them, with 8 or 16 bits."""
     top = 2**machine.bits - 1
     shown = top - image if machine.inverted else image
     if machine.bits > 8:

@@ -8,7 +8,6 @@ side is a bag of hashed word n-grams, thrown away afterwards.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from simulations.pretrain.masked import encode_visible
+from client.pretrain.contrast import Projections
+from simulations.pretrain.masked import encode_some
 from simulations.pretrain.optimise import Schedule
 from simulations.pretrain.radiographs import Radiographs, scanned
 
-KEEP, PEAK_LR, SHARED = 0.5, 1e-3, 128
+KEEP, PEAK_LR, WORDS = 0.5, 1e-3, 256
 BUCKETS, LONGEST = 8192, 4
 """Hash buckets, and the longest n-gram: "no evidence of effusion" is one."""
 logger = logging.getLogger(__name__)
@@ -45,24 +44,19 @@ def hashed_ngrams(report: str) -> list[int]:
 
 
 class Pairing(nn.Module):
-    """Projects pooled image features and reports into one space."""
+    """Brings pooled image features and the words of reports together."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.words = nn.EmbeddingBag(BUCKETS, 256, mode="mean")
-        self.text = nn.Sequential(nn.LayerNorm(256), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, SHARED))
-        self.image = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, SHARED))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.words = nn.EmbeddingBag(BUCKETS, WORDS, mode="mean")
+        self.projections = Projections(width, WORDS)
 
     def forward(self, pooled: Tensor, ngrams: Sequence[list[int]]) -> Tensor:
         """Return the symmetric InfoNCE loss of ``[B, D]`` features and B reports."""
         offsets = torch.tensor([0, *np.cumsum([len(n) for n in ngrams[:-1]]).tolist()])
         flat = torch.tensor([bucket for report in ngrams for bucket in report])
-        image = functional.normalize(self.image(pooled), dim=-1)
-        text = functional.normalize(self.text(self.words(flat, offsets)), dim=-1)
-        logits = self.log_scale.exp().clamp(max=50.0) * image @ text.T
-        own = torch.arange(len(pooled))
-        return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+        loss: Tensor = self.projections(pooled, self.words(flat, offsets))
+        return loss
 
 
 def pretrain_reports(net: nn.Module, data: Radiographs, steps: int, batch: int, seed: int) -> None:
@@ -74,7 +68,7 @@ def pretrain_reports(net: nn.Module, data: Radiographs, steps: int, batch: int, 
     ngrams = [hashed_ngrams(report) for report in data.reports]
     for step in range(steps):
         rows = np.sort(rng.choice(len(data.pixels), batch, replace=False))
-        tokens, _ = encode_visible(net, scanned(data.pixels[rows], step, rng), KEEP, generator)
+        tokens, _ = encode_some(net, scanned(data.pixels[rows], step, rng), KEEP, generator)
         pooled = net.fc_norm(tokens.mean(dim=1))  # type: ignore[operator]
         loss = pairing(pooled, [ngrams[row] for row in rows])
         schedule.step(loss, step)

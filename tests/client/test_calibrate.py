@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import logit
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
 
-from client.calibrate import platt_metrics
+from client.calibrate import own_bias, platt_metrics
 from common.errors import DataError
-from common.metrics.platt import PlattSums, site_sums
+from common.metrics.platt import PlattSums, calibrated, logits, site_sums, targets
 
 FINDINGS = ("effusion", "nodule", "hernia")
 ASKED = {"effusion": (0.8, -1.0), "nodule": (0.0, 0.0), "hernia": (1.0, 0.0)}
@@ -69,3 +71,34 @@ def test_a_score_of_a_study_that_is_not_annotated_is_not_looked_at():
         platt_metrics(scores, labels, FINDINGS, ASKED, 11)
     with pytest.raises(DataError, match="studies, findings"):
         platt_metrics(scores, labels, FINDINGS[:2], ASKED, 11)
+
+
+@pytest.mark.parametrize(("slope", "bias"), [(1.0, 0.0), (0.3, -4.0), (6.0, 30.0)])
+def test_a_sites_own_bias_makes_its_mean_probability_what_it_observes(slope, bias):
+    """Where the gradient in the bias is zero, as scipy finds it."""
+    scores, labels = site()
+    added = own_bias(scores, labels, np.full(3, slope), np.full(3, bias))
+    assert added[2] == 0.0  # hernia: nobody has it
+    for j in range(2):
+        known = ~np.isnan(labels[:, j])
+        z, y = logits(scores[known, j]), labels[known, j]
+        high, low = targets(int(y.sum()), int((1 - y).sum()))
+        wanted = np.where(y == 1, high, low).sum()
+        root = brentq(lambda b, z, w: expit(slope * z + b).sum() - w, -200, 200, (z, wanted), xtol=1e-12)
+        assert bias + added[j] == pytest.approx(root, abs=1e-7)
+        before, after = scores[known, j], calibrated(scores[known, j], slope, bias + added[j])
+        assert after.mean() == pytest.approx(y.mean(), abs=0.02)
+        assert roc_auc_score(y, after) == roc_auc_score(y, before)
+
+
+def test_a_site_with_one_class_or_without_studies_adds_nothing():
+    scores, labels = site(20)
+    for alike in (np.zeros_like(labels), np.ones_like(labels), np.full_like(labels, np.nan)):
+        assert own_bias(scores, alike, np.ones(3), np.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    assert own_bias(scores[:0], labels[:0], np.ones(3), np.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_own_bias_is_found_of_the_most_extreme_scores():
+    scores = np.array([0.0, 1.0, 1.0, 0.0], dtype=np.float32)[:, None]
+    added = own_bias(scores, np.array([[0.0], [1.0], [0.0], [1.0]]), np.array([5.0]), np.array([2.0]))
+    assert np.isfinite(added).all()

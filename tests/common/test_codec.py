@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.codec import DTYPES, encode_update
-from common.config import WireConfig
+from common.sections import WireConfig
 
 deltas = arrays(np.float32, st.integers(0, 40), elements=st.floats(-100, 100, width=32))
 

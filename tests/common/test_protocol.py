@@ -23,8 +23,12 @@ number = st.integers(0, 1000).map(lambda i: i / 1000)
 maybe = st.one_of(st.none(), number)
 interval = st.one_of(st.none(), st.tuples(number, number))
 count = st.integers(0, 10_000)
-bins = st.lists(st.builds(ReliabilityBin, count, count, number), max_size=15).map(tuple)
-finding = st.builds(FindingMetrics, maybe, interval, maybe, maybe, maybe, maybe, count, count, bins)
+span = st.tuples(st.integers(0, 1023), st.integers(1, 1024))
+bins = st.one_of(
+    st.lists(st.builds(ReliabilityBin, count, count, number, covered), max_size=15).map(tuple)
+    for covered in (st.none(), span)
+)
+finding = st.builds(FindingMetrics, maybe, interval, maybe, maybe, maybe, maybe, count, count, bins, maybe)
 site = st.builds(
     SiteMetrics,
     studies=count,
@@ -102,6 +106,6 @@ def test_a_finding_not_asked_for_is_not_read():
     assert set(gained) == {"macro", "effusion"}
 
 
-def test_keys_are_kebab_and_types_are_five():
+def test_keys_are_kebab_and_types_are_seven():
     assert kebab("num_examples") == "num-examples"
-    assert len(set(MESSAGE_TYPES.values())) == len(MESSAGE_TYPES) == 5
+    assert len(set(MESSAGE_TYPES.values())) == len(MESSAGE_TYPES) == 7

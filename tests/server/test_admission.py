@@ -209,6 +209,9 @@ RESULTS = {
     "edema.bins-studies": [30, 30],
     "edema.bins-positives": [5, 15],
     "edema.bins-mean": [0.2, 0.6],
+    "edema.bins-from": [0, 512],
+    "edema.bins-to": [512, 1024],
+    "edema.mcc": -0.2,
 }
 
 
@@ -234,6 +237,15 @@ def test_sound_results_are_taken_as_they_are():
         ("edema.bins-studies", [30, 0], SchemaError),
         ("edema.bins-positives", [5, 31], SchemaError),
         ("edema.bins-mean", 0.5, SchemaError),
+        ("edema.bins-positives", [20, 31], SchemaError),
+        ("edema.bins-studies", [30, 29], SchemaError),
+        ("edema.bins-from", [0], SchemaError),
+        ("edema.bins-from", [0, 511], SchemaError),
+        ("edema.bins-from", [-1, 512], SchemaError),
+        ("edema.bins-to", [512, 1025], SchemaError),
+        ("edema.bins-to", [512, 512], SchemaError),
+        ("edema.bins-to", 1024, SchemaError),
+        ("edema.mcc", -1.5, SchemaError),
         ("gain.macro", [0.1], SchemaError),
         ("gain.macro", [0.1, 0.3, 0.2], SchemaError),
         ("gain.macro", [3.0, 3.0, 3.0], SchemaError),
@@ -259,3 +271,32 @@ def test_whatever_is_measured_is_refused_or_fits_the_report(changes):
     measured, gains = metrics_from_wire(taken, PLAN.data.findings)
     build_arm("", {}, {"north": measured, "south": measured})
     build_comparison({"north": gains.get("macro"), "south": gains.get("macro")})
+
+
+def pretrained(**metrics):
+    told = {"num-examples": 20, "loss": 0.5, "steps": 3, "seconds": 1.5} | metrics
+    return Answer("north", update=np.ones(4, dtype=np.float32), metrics=told)
+
+
+def test_a_round_of_pretraining_tells_nothing_of_labels():
+    update = admit(pretrained(), "north", SCHEMA, PLAN, REGISTERED, pretraining=True)
+    assert update.num_examples == 20
+    assert update.labelled.tolist() == [0, 0]
+    with pytest.raises(WeightError):  # a round of training does
+        take(pretrained())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error"),
+    [
+        ({"num-examples": REGISTERED + 1}, WeightError),
+        ({"labelled": [20, 0]}, NonFiniteError),
+        ({"validation-auroc": 0.9}, SchemaError),
+        ({"loss": math.nan}, NonFiniteError),
+        ({"loss": [0.5]}, NonFiniteError),
+        ({"invented": 1}, SchemaError),
+    ],
+)
+def test_what_no_round_of_pretraining_tells(metrics, error):
+    with pytest.raises(error):
+        admit(pretrained(**metrics), "north", SCHEMA, PLAN, REGISTERED, pretraining=True)

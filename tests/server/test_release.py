@@ -6,6 +6,8 @@ import hashlib
 import json
 
 import pytest
+
+import common.model.torchvision_shim  # noqa: F401  isort: skip  (before timm)
 import timm
 import torch
 from peft import PeftModel

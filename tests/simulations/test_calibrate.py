@@ -86,8 +86,7 @@ def test_calibrated_probabilities_keep_their_ranking(run_tiny: Run, tmp_path: Pa
             again = after.sites[site].findings[finding]
             assert (again.auroc, again.pr_auc, again.positives) == (m.auroc, m.pr_auc, m.positives)
             moved += m.brier != again.brier
-            counts = [(b.studies, b.positives) for b in m.bins]
-            assert [(b.studies, b.positives) for b in again.bins] == counts
+            assert sum(b.positives for b in again.bins) == sum(b.positives for b in m.bins) == m.positives
     assert moved and not [key for key in evaluations["calibrated"]["north"] if key.startswith("gain")]
     told = json.loads((run / "release" / "calibration.json").read_text())
     assert told["adapter_sha256"] == report.adapter_sha256

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from client.pretrain.masked import patches, reconstruction_loss
 from common.errors import ConfigError
 from common.model.digest import tensor_digest
 from simulations.experiment import Experiment
 from simulations.pretrain.__main__ import build
-from simulations.pretrain.masked import patches, pretrain_masked, reconstruction_loss
+from simulations.pretrain.masked import PATCH, pretrain_masked
 from simulations.pretrain.radiographs import FIRST_RESERVED_SEED, SIZE, Radiographs, draw_radiographs
 from simulations.pretrain.reports import hashed_ngrams, pretrain_reports
 
@@ -41,7 +42,7 @@ def test_an_objective_moves_the_encoder_the_same_way_twice(objective, radiograph
 
 def test_only_hidden_patches_count(radiographs: Radiographs) -> None:
     clean = torch.from_numpy(radiographs.pixels[:2]).float() / 255
-    target = patches(clean)
+    target = patches(clean, PATCH)
     assert target.shape == (2, (SIZE // 8) ** 2, 64)
     normalised = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-4).sqrt()
     kept = torch.arange(10).expand(2, 10)

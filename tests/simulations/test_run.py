@@ -24,8 +24,8 @@ from client.local import train_local
 from client.prefix_cache import StudyInputs
 from client.site import load_site
 from common.adapter import AdapterState
-from common.config import DataConfig
 from common.model.build import build_model
+from common.sections import DataConfig
 from server.ledger import Ledger
 from server.report_schema import Report
 
@@ -100,7 +100,7 @@ def test_one_site_for_one_round_is_local_training(
     site = load_site(tiny_sites["north"])
     data = load_site_data(site, config.data)
     inputs = StudyInputs(model, data, config.train)
-    alone = train_local(model, data, inputs, "north", tmp_path / "local.safetensors", "plan").state
+    alone = train_local(model, data, inputs, "north", tmp_path / "local.safetensors", "plan", tmp_path).state
     together = final_adapter(out)
     for name, tensor in alone.tensors.items():
         torch.testing.assert_close(together.tensors[name], tensor, rtol=0, atol=2e-7)

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
-from common.config import Fraction, Names, NonNegative, Section
 from common.errors import ConfigError, closest
+from common.sections import Fraction, Names, NonNegative, Section
 
 Severity = Literal["info", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")

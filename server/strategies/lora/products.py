@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.adapter import AdapterState
-from common.pet.phase import LORA_A, LORA_B
+from common.phase import LORA_A, LORA_B
 from server.update import SiteUpdate
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from client.data.assess import assess_site
 from client.data.dataset import SiteData, load_site_data
 from client.site import SiteConfig
-from common.config import DataConfig
 from common.errors import DataError, SplitError
+from common.sections import DataConfig
 
 Make = Callable[..., SiteConfig]
 SIZE = 16

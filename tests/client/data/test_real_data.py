@@ -9,7 +9,7 @@ import pytest
 
 from client.data.dataset import SiteData, load_site_data
 from client.site import load_site
-from common.config import DataConfig
+from common.sections import DataConfig
 
 pytestmark = pytest.mark.real_data
 

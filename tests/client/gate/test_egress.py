@@ -347,12 +347,81 @@ def test_bins_rest_on_large_cells_and_fit_their_counts(honest: dict[str, Told]) 
     assert "more than the studies" in said([0, n], [0, k], [0.3, 0.9])
     assert "as many" in said([n], [k], [0.3, 0.9])
     assert "do not grow" in said([n - 30, 30], [k - 15, 15], [0.9, 0.3])
-    assert "expected 15" in said([1] * 16, [1] * 16, [0.5] * 16)
-    assert "expected 15" in said([], [], [])
+    assert "expected 1024" in said([1] * 1025, [1] * 1025, [0.5] * 1025)
+    assert "expected 1024" in said([], [], [])
     for key in keys:
         told.refused(metrics={name: v for name, v in told.answer.metrics.items() if name != key})
     told.refused(metrics=told.with_metrics(**{"edema.bins-mean": [0.5]}))
-    told.check(metrics={name: v for name, v in told.answer.metrics.items() if name not in keys})
+    cells = ["effusion.bins-from", "effusion.bins-to"]
+    told.check(metrics={name: v for name, v in told.answer.metrics.items() if name not in (*keys, *cells)})
+
+
+def test_cells_leave_no_gap_and_lie_at_coarse_edges(honest: dict[str, Told]) -> None:
+    told = honest["federated"]
+    keys = ["effusion.bins-from", "effusion.bins-to"]
+    assert [told.answer.metrics[key] for key in keys] == [[0], [1024]]  # too few studies for two bins of 11
+    n, k = (sum(told.answer.metrics[f"effusion.bins-{name}"]) for name in ("studies", "positives"))
+    two = {"studies": [22, n - 22], "positives": [11, k - 11], "mean": [0.3, 0.6]}
+    first, end = [0, 512], [512, 1024]
+    metrics = told.with_metrics(**{f"effusion.bins-{name}": values for name, values in two.items()})
+    metrics |= dict(zip(keys, (first, end), strict=True))
+    told = dataclasses.replace(told, answer=dataclasses.replace(told.answer, metrics=metrics))
+    told.check()
+
+    def said(first: list[int], end: list[int]) -> str:
+        return told.refused(metrics=told.with_metrics(**dict(zip(keys, (first, end), strict=True))))
+
+    assert "as many" in said([0], [1024])
+    assert "one after the other" in said([0, 0], end)
+    assert "one after the other" in said(end, first)
+    assert "gap" in said([8, *first[1:]], end)
+    assert "gap" in said(first, [512, 1016])
+    assert "gap" in said([0, 520], end)
+    assert "finer" in said([0, 513], [513, 1024])
+    assert "1024" in said(first, [512, 1025])
+    for key in keys:
+        told.refused(metrics={name: v for name, v in told.answer.metrics.items() if name != key})
+    bins = [f"effusion.bins-{name}" for name in ("studies", "positives", "mean")]
+    assert "as many" in told.refused(metrics={k: v for k, v in told.answer.metrics.items() if k not in bins})
+
+
+def test_cells_leave_only_where_the_plan_pools_and_the_policy_lets_them(
+    honest: dict[str, Told], ask: Callable[..., Told]
+) -> None:
+    told = honest["federated"]
+    cells = {key: [0] for key in ("effusion.bins-from", "effusion.bins-to")}
+    for other in (honest["validation"], ask("federated", evaluate={"pooled": False})):
+        assert not [key for key in other.answer.metrics if "bins-from" in key]
+        assert "may not hold" in other.refused(metrics=other.with_metrics(**cells))
+    without = parse_policy({"answers": {"metrics": ("set-aside", "training", "findings")}})
+    assert "histograms" in told.refused(without)
+    left = release(told.answer, told.instruction, told.config, without, told.site)
+    assert [*told.answer.metrics.keys() - left.metrics.keys()]
+    assert {key.rpartition(".")[2] for key in told.answer.metrics.keys() - left.metrics.keys()} == {
+        "bins-from",
+        "bins-to",
+    }
+    alone = parse_policy({"answers": {"metrics": ("training", "histograms")}})
+    left = release(told.answer, told.instruction, told.config, alone, told.site)
+    assert not [key for key in left.metrics if "effusion" in key]
+
+
+def test_counts_of_labels_are_told_where_the_plan_weighs_by_them(ask: Callable[..., Told]) -> None:
+    told = ask("enrol", train={"class_weights": "federated"})
+    positives, negatives = (told.answer.metrics[f"label-{side}"] for side in ("positives", "negatives"))
+    assert positives[0] >= 11 and negatives[0] >= 11  # effusion
+    assert positives[2] == negatives[2] == positives[3] == negatives[3] == 0  # too rare; not annotated
+    told.check()
+    assert "label-positives" not in ask("enrol").answer.metrics
+    for few in ([10, *positives[1:]], [0, *positives[1:]]):
+        assert "fewer than 11" in told.refused(metrics=told.with_metrics(**{"label-positives": few}))
+    many = [*negatives[:3], told.answer.metrics["train-studies"]]
+    of_all = told.with_metrics(**{"label-negatives": many, "label-positives": [*positives[:3], 11]})
+    assert "more than the training studies" in told.refused(metrics=of_all)
+    told.refused(metrics=told.with_metrics(**{"label-positives": positives[:3]}))
+    for side in ("positives", "negatives"):
+        bare = {k: v for k, v in told.answer.metrics.items() if k != f"label-{side}"}
+        assert "missing" in told.refused(metrics=bare)
 
 
 def test_a_round_s_figures_rest_on_large_cells_or_do_not_leave(honest: dict[str, Told]) -> None:

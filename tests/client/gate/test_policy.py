@@ -135,6 +135,18 @@ BEYOND: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"rounds__quorum": 2}, {"federation__min_sites": 3}),
     ({"rounds__cohort": 1}, {}),
     ({"rounds__count": 101}, {}),
+    ({"data__text": True}, {"asked__text": False}),
+    ({"data__redaction": "word", "data__text": True}, {}),
+    ({"model__text_weights": "/etc/anything"}, {}),
+    ({"pretrain__rounds": 93, "rounds__count": 8}, {}),
+    ({"pretrain__parameters": "encoder", "pretrain__rounds": 2}, {}),
+    ({"pretrain__redaction": "none", "pretrain__rounds": 2, "pretrain__task": "image-text"}, {}),
+    ({"pretrain__batch_size": 257}, {}),
+    ({"pretrain__epochs": 11}, {}),
+    ({"pretrain__steps": 2001}, {}),
+    ({"pretrain__steps": 1, "pretrain__batch_size": 10}, {}),
+    ({"personalise__epochs": 11}, {}),
+    ({"personalise__rank": 65}, {}),
     ({"wire__codec": "fp16"}, {"answers__codecs": ("fp32",)}),
     ({"evaluate__replicates": 2001}, {}),
 ]
@@ -161,6 +173,10 @@ def test_everything_bounded_here_has_a_case() -> None:
         "evaluate.local",
         "evaluate.matrix",
         "evaluate.calibrate",
+        "evaluate.compare_calibration",
+        "evaluate.pooled",
+        "model.text_encoder",
+        "personalise.method",
     }
     cases = {key.replace("__", ".") for keys, _ in BEYOND for key in keys}
     assert cases == BOUNDED - elsewhere
@@ -174,6 +190,9 @@ def test_everything_bounded_here_has_a_case() -> None:
         {"train__epochs": 10},
         {"train__steps": 1, "train__batch_size": 11},
         {"rounds__count": 100},
+        {"rounds__count": 90, "pretrain__rounds": 10},
+        {"data__text": True},
+        {"pretrain__rounds": 2, "pretrain__task": "image-text", "pretrain__redaction": "indication"},
         {"evaluate__replicates": 2000},
     ],
 )

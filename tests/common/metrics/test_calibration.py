@@ -68,7 +68,7 @@ def test_no_bin_has_a_small_cell_and_none_of_the_studies_is_lost(case, min_cell)
         assert sum(b.studies for b in bins) == y.size and sum(b.positives for b in bins) == y.sum()
         assert sum(b.studies * b.mean for b in bins) == pytest.approx(p.sum())
         assert [b.mean for b in bins] == sorted(b.mean for b in bins)
-        assert len(bins) <= len(reliability_bins(p, y))
+        assert len(bins) <= len(reliability_bins(p, y, fine=True))
 
 
 def test_another_scale_of_one_ranking_leaves_the_bins_as_they_are():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 from common.errors import ConfigError, DataError
 from common.metrics import compare_scores, evaluate_scores
@@ -48,6 +48,35 @@ def test_a_finding_never_present_keeps_its_support_and_has_no_auroc():
     assert (hernia.auroc, hernia.interval, hernia.pr_auc) == (None, None, None)
     assert (hernia.positives, hernia.negatives, hernia.prevalence) == (0, 300, 0.0)
     assert hernia.brier is not None
+
+
+def test_calls_are_those_at_the_thresholds_and_their_mcc_scikit_learns():
+    scores, labels, patients = cohort()
+    site = evaluate(scores, labels, patients, thresholds=[0.4, None, 0.5])
+    assert site.findings["effusion"].mcc == pytest.approx(
+        matthews_corrcoef(labels[:, 0], scores[:, 0] >= 0.4)
+    )
+    assert site.findings["nodule"].mcc is None  # no threshold
+    assert site.findings["hernia"].mcc is None  # a single class
+    assert evaluate(scores, labels, patients).findings["effusion"].mcc is None
+    calibrated = np.clip(scores * 0.1, 0, 1)
+    other = evaluate(calibrated, labels, patients, ranked_by=scores, thresholds=[0.4, 0.4, 0.4])
+    assert other.findings["effusion"].mcc == site.findings["effusion"].mcc
+    few = evaluate(scores, labels, patients, thresholds=[0.4] * 3, min_cell=1000)
+    assert few.findings["effusion"].mcc is None
+
+
+def test_bins_say_which_cells_they_cover_only_where_asked():
+    scores, labels, patients = cohort()
+    for min_cell in (1, 11):
+        told = evaluate(scores, labels, patients, min_cell=min_cell, histograms=True)
+        bare = evaluate(scores, labels, patients, min_cell=min_cell)
+        bins = told.findings["effusion"].bins
+        assert bins and all(part.span is not None for part in bins)
+        assert all(part.span is None for part in bare.findings["effusion"].bins)
+        assert sum(part.positives for part in bins) == told.findings["effusion"].positives
+    joined = [(b.studies, b.positives, b.mean) for b in bins]
+    assert [(b.studies, b.positives, b.mean) for b in bare.findings["effusion"].bins] == joined
 
 
 def test_small_cells_leave_no_trace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 
 from common.model.architecture import architecture_of
@@ -86,12 +87,18 @@ def test_frozen_blocks_by_number(make_model, method, scope, frozen):
     assert make_model(pet__method=method, pet__scope=scope).frozen_blocks == frozen
 
 
-def test_an_unknown_family_is_one_piece():
-    net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+@pytest.mark.parametrize("name", ["test_nfnet", "test_mambaout", "test_maxvit"])
+def test_an_unknown_family_is_one_piece(name):
+    """Its features are the input of the head, and the head makes its logits of them."""
+    net = timm.create_model(name, num_classes=2).eval()
     arch = architecture_of(net)
-    x = torch.ones(1, 3)
+    x = torch.randn(2, *net.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     assert (arch.family, arch.blocks) == ("other", ())
-    assert torch.equal(arch.tail(net, arch.run(net, arch.stem(net, x), 0, 0)), net(x))
+    with torch.no_grad():
+        stem = arch.run(net, arch.stem(net, x), 0, 0)
+        features = arch.pool(net, stem)
+        assert features.shape == (2, net.get_classifier().in_features)
+        torch.testing.assert_close(arch.tail(net, stem), net(x), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["head", "lora", "norm", "full"])

@@ -141,7 +141,7 @@ def test_a_residual_that_fits_nowhere_is_refused(make_model, factors):
     ("backbone", "fix"),
     [
         ("timm:vit_tiny_patch16_244", "did you mean 'vit_tiny_patch16_224'?"),
-        ("resnet18", "did you mean 'timm:resnet18'?"),
+        ("efficientnet_b0", "did you mean 'timm:efficientnet_b0'?"),
         ("hf:bert", ""),
     ],
 )

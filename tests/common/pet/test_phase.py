@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.adapter import AdapterSchema
-from common.pet.phase import trained_count, trained_names
+from common.phase import trained_count, trained_names
 
 SCHEMA = AdapterSchema(
     (

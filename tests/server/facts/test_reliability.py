@@ -75,3 +75,16 @@ def test_a_real_runs_bins(real: Path) -> None:
     told = sum(m.get("edema.positives", 0) + m.get("edema.negatives", 0) for m in tested.values())
     assert sum(b.studies for b in found.arms["federated"]) == told > 0
     run.close()
+
+
+def test_bins_too_fine_to_read_are_merged_and_wide_ones_are_not(told) -> None:
+    fine = {"edema.bins-mean": [0.01, 0.02, 0.5], "edema.bins-studies": [1, 3, 2]}
+    told.ledger.put_evaluation("federated", "test", "a", {**fine, "edema.bins-positives": [0, 1, 1]})
+    wide = {"edema.bins-mean": [0.01, 0.02, 0.5], "edema.bins-studies": [22, 30, 25]}
+    told.ledger.put_evaluation("federated", "test", "b", {**wide, "edema.bins-positives": [11, 11, 14]})
+    many = {"edema.bins-mean": [i / 100 for i in range(20)], "edema.bins-studies": [30] * 20}
+    told.ledger.put_evaluation("federated", "test", "c", {**many, "edema.bins-positives": [15] * 20})
+    shown = {site: reliability(told.run.view(), "edema", site).arms["federated"] for site in "abc"}
+    assert [(b.studies, b.positives) for b in shown["a"]] == [(4, 1), (2, 1)]
+    assert [b.mean for b in shown["b"]] == [0.01, 0.02, 0.5]
+    assert [b.studies for b in shown["c"]] == [210, 210, 180]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import RunConfig
-from common.pet.phase import trained_names
+from common.phase import trained_names
 from server.strategies.strategy import aggregate
 
 

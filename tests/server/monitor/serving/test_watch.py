@@ -162,12 +162,19 @@ def test_a_fault_in_it_does_not_end_it(runs: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_streams_rest_so_long_that_watchers_cost_a_hundredth_of_a_core() -> None:
-    now, spent = 100.0, 5.0
-    rest = Rest(clock=lambda: now, spent=lambda: spent)
+    now = 100.0
+    rest = Rest(clock=lambda: now)
     assert rest.left() == LEAST_REST, "nothing was spent yet"
-    now, spent = 100.4, 5.08
+    rest.spend(0.05)
+    rest.spend(0.03)
+    now = 100.4
     assert rest.left() == pytest.approx(0.6), "all wait for the same moment"
     now = 101.0
     assert rest.left() == pytest.approx(0.08 / SHARE)
-    now, spent = 120.0, 9.0
+    rest.spend(4.0)
+    now = 120.0
     assert rest.left() == MOST_REST, "not for ever, whatever it cost"
+    with rest.spending():
+        sum(k * k for k in range(2_000_000))
+    now = 200.0
+    assert LEAST_REST < rest.left() <= MOST_REST, "what is computed within counts"

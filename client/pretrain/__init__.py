@@ -1,0 +1,1 @@
+"""Pretraining at a site, without labels: one file per task."""
