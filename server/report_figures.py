@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.protocol import SAME_RANKING
 from server.report_schema import ARM_ORDER, Arm, Gap, Report, RoundPart
 from server.report_svg import ARMS, BETTER, GRID, INK, SERIES, SOFT, WORSE, canvas, markup
 from server.report_words import between, by_gain, shown_findings, signed
@@ -17,7 +18,7 @@ from server.report_words import between, by_gain, shown_findings, signed
 WIDTH = 10.0
 GULF = "\u2003" * 4
 """Space that HTML does not collapse."""
-ARM_MARKERS = ("o", "D", "^", "s", "v")
+ARM_MARKERS = ("o", "D", "^", "s", "v", "P", "X")
 SITE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -93,7 +94,8 @@ def finding_plot(report: Report) -> Figure | None:
         return None
     columns = min(4, len(sites))
     lines = -(-len(sites) // columns)
-    slots = len(report.arms) + bool(report.thumbnail_baseline)
+    arms = ranked_arms(report)
+    slots = len(arms) + bool(report.thumbnail_baseline)
     shifts = [0.8 * (i - (slots - 1) / 2) / max(2, slots) for i in range(slots)]
     with canvas(WIDTH, lines * (0.55 + 0.36 * len(findings)) + 0.7) as figure:
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -104,7 +106,7 @@ def finding_plot(report: Report) -> Figure | None:
             axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))
             drawn = [
                 _dots(axes, arm, site, findings, arm_style(name, report), shifts[i])
-                for i, (name, arm) in enumerate(report.arms.items())
+                for i, (name, arm) in enumerate(arms.items())
             ]
             _thumbnails(axes, report, site, findings, shifts[-1])
             for y in range(len(findings)):
@@ -124,7 +126,7 @@ def finding_plot(report: Report) -> Figure | None:
     return Figure(
         svg=svg,
         alt=f"AUROC of {len(findings)} findings at {len(sites)} sites under the arms "
-        f"{', '.join(report.arms)}. The same numbers stand in the tables per site.",
+        f"{', '.join(arms)}. The same numbers stand in the tables per site.",
         caption="Lines are 95 % patient-bootstrap intervals; the dashed line at 0.5 is chance; "
         "n/a: not annotated, of a single class, or too few studies to tell.",
     )
@@ -156,9 +158,14 @@ def _thumbnails(axes: Any, report: Report, site: str, findings: Sequence[str], s
             axes.plot(result.auroc, y + shift, marker="x", color=SOFT, markersize=5, markeredgewidth=1.2)
 
 
+def ranked_arms(report: Report) -> dict[str, Arm]:
+    """Return the arms that rank studies in ways of their own: scaled probabilities rank as before."""
+    return {name: arm for name, arm in report.arms.items() if name not in SAME_RANKING}
+
+
 def arm_style(name: str, report: Report) -> tuple[str, str]:
     """Colour and marker of an arm: the same in every report for the arms every report knows."""
-    others = [arm for arm in report.arms if arm not in ARM_ORDER]
+    others = [arm for arm in ranked_arms(report) if arm not in ARM_ORDER]
     i = ARM_ORDER.index(name) if name in ARM_ORDER else len(ARM_ORDER) + others.index(name)
     return ARMS[i % len(ARMS)], ARM_MARKERS[i % len(ARM_MARKERS)]
 
@@ -182,7 +189,7 @@ def arm_keys(report: Report, thumbnail: bool = True) -> list[Any]:
     from matplotlib.lines import Line2D
 
     keys = []
-    for name in report.arms:
+    for name in ranked_arms(report):
         hue, marker = arm_style(name, report)
         keys.append(Line2D([], [], color=hue, marker=marker, markersize=5, label=name))
     if report.thumbnail_baseline and thumbnail:

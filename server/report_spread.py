@@ -11,7 +11,15 @@ import numpy as np
 from server.facts.curves import over_sites
 from server.facts.records import Curve
 from server.figure_words import curve_told
-from server.report_figures import WIDTH, Figure, arm_keys, arm_style, shade_abandoned, short
+from server.report_figures import (
+    WIDTH,
+    Figure,
+    arm_keys,
+    arm_style,
+    ranked_arms,
+    shade_abandoned,
+    short,
+)
 from server.report_schema import Report, RoundPart
 from server.report_svg import INK, SERIES, SOFT, WORSE, canvas, markup
 from server.report_words import counted, number, shown_findings
@@ -77,22 +85,23 @@ def _spread(axes: Any, curve: Curve, rounds: Sequence[RoundPart]) -> None:
 def findings_plot(report: Report) -> Figure | None:
     """AUROC of every finding under every arm, over the sites."""
     findings = shown_findings(report)
+    arms = ranked_arms(report)
     told = {
         (name, finding): sorted(
             result.findings[finding].auroc or 0.0
             for result in arm.sites.values()
             if finding in result.findings and result.findings[finding].auroc is not None
         )
-        for name, arm in report.arms.items()
+        for name, arm in arms.items()
         for finding in findings
     }
     if not any(told.values()):
         return None
-    slots = len(report.arms)
+    slots = len(arms)
     with canvas(WIDTH, 0.9 + len(findings) * (0.22 + 0.11 * slots)) as figure:
         axes = figure.add_subplot()
         axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))
-        for i, name in enumerate(report.arms):
+        for i, name in enumerate(arms):
             hue, marker = arm_style(name, report)
             shift = 0.8 * (i - (slots - 1) / 2) / max(2, slots)
             for y, finding in enumerate(findings):

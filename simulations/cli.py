@@ -151,13 +151,14 @@ app.command("backbones")(budget_commands.backbones)
 
 @app.command("list")
 def list_experiments() -> None:
-    """Name the experiments that come with the package."""
+    """Name the experiments that come with the package, and say which are grids for the command benchmark."""
     with fail_clearly():
         from common.overrides import read_toml
         from simulations.experiment import shipped
 
         for name, path in sorted(shipped().items()):
-            typer.echo(f"{name:<24} {read_toml(path).get('title', '')}")
+            tree = read_toml(path)
+            typer.echo(f"{name:<24} {'grid  ' if 'benchmark' in tree else '      '}{tree.get('title', '')}")
 
 
 @app.command("make-site")

@@ -26,7 +26,7 @@ KNOBS: Mapping[str, str] = {"lora": "rank", "vera": "rank", "adapter": "bottlene
 """Method -> the key of ``[pet]`` its size is set by; the others have only a scope."""
 
 _LARGEST = {"vera": 1024, "adapter": 65_536}
-"""VeRA's authors go up to rank 1,024 (Kopiczko et al. 2024, table 5)."""
+"""Sizes beyond which nothing is tried; of VeRA the frozen matrices would outgrow the layers they adapt."""
 
 
 @dataclass(frozen=True)
