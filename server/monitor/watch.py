@@ -27,7 +27,7 @@ IDLE_INTERVAL = 5.0
 """Seconds between two polls of a run that does neither."""
 SHARE = 0.01
 """Of a core, for all watchers together."""
-AROUND = 0.0005
+AROUND = 0.001
 """Processor seconds of an answer beside computing it: reading what is asked, and sending."""
 LEAST_REST, MOST_REST = 1.0, 20.0
 """Seconds between two events of one stream: at least, and at most whatever they cost."""
