@@ -205,6 +205,8 @@ def test_a_site_answers_recovers_and_stops(deployed: Deployed) -> None:
     refused = d.answer(d.ask("evaluate", arm="federated", base_digest="c" * 64))
     assert refused == Answer("north", code="E_DIGEST")
 
+    # The status is written once the answer is on its way, not before.
+    wait_for(lambda: site_status(d.folder)["last-answer"].get("code") == "E_DIGEST", d.log)
     status = site_status(d.folder)
     assert status["connected"] and status["running"] == running_pid(d.folder) == d.process.pid
     assert status["last-answer"]["code"] == "E_DIGEST" and status["waiting"] == []
