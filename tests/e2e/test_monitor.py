@@ -165,9 +165,9 @@ def test_a_browser_watches_a_live_run(federation: Any, browser: Any, wait: Calla
         place = page.locator(f'figure[data-figure="{figure}"]')
         place.scroll_into_view_if_needed()
         wait(f"the figure {figure}", lambda place=place: place.locator("svg.main-svg").count() > 0, 30)
-    reliability = page.locator('figure[data-figure="reliability"]').inner_text().lower()
-    assert "before calibration" in reliability
-    assert "after calibration" in reliability
+    reliability = page.locator('figure[data-figure="reliability"]')
+    for words in ("before calibration", "after calibration"):
+        wait(words, lambda words=words: words in reliability.inner_text().lower(), 30)
     matrix = page.request.get(f"http://127.0.0.1:{d.page}/api/v1/runs/watched/matrix").json()
     cells = dict(zip(matrix["models"], matrix["values"], strict=True))
     measured = {model: sum(value is not None for value in row) for model, row in cells.items()}
