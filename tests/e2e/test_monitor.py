@@ -75,7 +75,7 @@ def federation(deploy: Callable[[str], Any]) -> Any:
         d.join(name, approve=False)
         policy = d.sites[name] / "policy.toml"
         text = policy.read_text()
-        text = text.replace('"evaluate"]', '"evaluate", "calibrate"]')
+        text = text.replace('"personalise"]', '"personalise", "calibrate"]')
         if name == "south":
             text = re.sub(r"max_update_norm = [\d.]+", "max_update_norm = 0.05", text)
         else:
