@@ -76,7 +76,9 @@ def test_the_run_made_a_release(rehearsed: tuple[str, Path]) -> None:
 def test_a_policy_that_forbids_the_plan_refuses_it(north: Path, tmp_path: Path) -> None:
     for name in ("site.toml", "studies.csv"):
         (tmp_path / name).write_bytes((north / name).read_bytes())
-    text = policy_text().replace('stages = ["enrol", "train", "local", "evaluate"]', 'stages = ["enrol"]')
+    text = policy_text().replace(
+        'stages = ["enrol", "pretrain", "train", "local", "evaluate", "personalise"]', 'stages = ["enrol"]'
+    )
     assert '["enrol"]' in text
     (tmp_path / "policy.toml").write_text(text)
     done = rehearse(tmp_path)
@@ -157,7 +159,7 @@ def test_what_a_policy_lets_leave_beyond_the_usual_is_rehearsed_too(north: Path,
         file.write("\n[evaluate]\nmin_cell = 2\n")
     text = policy_text().replace("local_adapter = false", "local_adapter = true")
     text = text.replace("min_cell = 11", "min_cell = 2")
-    usual = 'stages = ["enrol", "train", "local", "evaluate"]'
+    usual = 'stages = ["enrol", "pretrain", "train", "local", "evaluate", "personalise"]'
     (tmp_path / "policy.toml").write_text(text.replace(usual, usual.replace("]", ', "calibrate"]')))
     done = rehearse(tmp_path, "--keep", str(tmp_path / "kept"))
     assert done.returncode == 0, done.stdout + done.stderr
