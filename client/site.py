@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -49,6 +50,23 @@ def _several(value: object) -> object:
 Values = Annotated[tuple[Value, ...], BeforeValidator(_several)]
 
 
+def _beside_the_file(value: Path, info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder", ".")) / value
+
+
+def _listed(value: object) -> object:
+    """Take ``any`` for all views, and one view for a list of one."""
+    if isinstance(value, str):
+        return () if value.lower() == "any" else (value,)
+    return value
+
+
+Beside = Annotated[Path, AfterValidator(_beside_the_file)]
+"""A path relative to the file that names it."""
+Views = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""Views kept; empty: any."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -59,17 +77,17 @@ class DataConfig(_Part):
     layout: Layout = "table"
     """table: one row per image. folder: every image under root, facts from the DICOM header.
     Else a public set as published, under root."""
-    table: Path | None = None
+    table: Beside | None = None
     """CSV or Parquet, relative to site.toml: one row per image; for a folder, its labels."""
     join: Join = "study"
     """What a folder's files and its table have in common, named in [columns]."""
-    root: Path = Field(default=Path(), validate_default=True)
+    root: Beside = Field(default=Path(), validate_default=True)
     """Folder the images lie under; paths in the table are relative to it."""
-    cache: Path = Field(default=Path("cache"), validate_default=True)
+    cache: Beside = Field(default=Path("cache"), validate_default=True)
     """Decoded pixels: patient data, stays here."""
-    state: Path = Field(default=Path("state"), validate_default=True)
+    state: Beside = Field(default=Path("state"), validate_default=True)
     """What the site keeps between rounds: local baseline, personal parts."""
-    views: tuple[str, ...] = ("PA", "AP")
+    views: Views = ("PA", "AP")
     """Views kept, as the table or the DICOM tag spells them; empty (or "any") keeps all."""
     burned_in: BurnedIn = "refuse"
     """BurnedInAnnotation of a DICOM file. refuse: YES is set aside; require-no: whatever is not NO."""
@@ -79,18 +97,6 @@ class DataConfig(_Part):
     """Shares of patients for train, validation and test."""
     split_seed: StrictInt = 0
     """Another seed is another split; the same seed is the same split for ever."""
-
-    @field_validator("table", "root", "cache", "state")
-    @classmethod
-    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return None if value is None else Path((info.context or {}).get("folder", ".")) / value
-
-    @field_validator("views", mode="before")
-    @classmethod
-    def _any_view(cls, value: object) -> object:
-        if isinstance(value, str):
-            return () if value.lower() == "any" else (value,)
-        return value
 
     @field_validator("split")
     @classmethod
@@ -199,40 +205,23 @@ class DeviceConfig(_Part):
 class ModelConfig(_Part):
     """``[model]``: where this site keeps a base; a plan never names a file here."""
 
-    weights: Path | None = None
+    weights: Beside | None = None
     """safetensors file or folder, relative to site.toml, for plans that need weights of their own."""
-    text_weights: Path | None = None
+    text_weights: Beside | None = None
     """Folder of a text encoder with its tokenizer, relative to site.toml, for plans that read reports
     with one of their own."""
-
-    @field_validator("weights", "text_weights")
-    @classmethod
-    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return None if value is None else Path((info.context or {}).get("folder", ".")) / value
 
 
 class UnlabelledConfig(_Part):
     """``[unlabelled]``: images apart from the studies above, which pretraining uses instead of theirs."""
 
-    table: Path | None = None
+    table: Beside | None = None
     """CSV or Parquet, relative to site.toml, with the columns that [columns] names; absent: every image
     under root."""
-    root: Path | None = None
+    root: Beside | None = None
     """Folder the images lie under; absent: data.root."""
-    views: tuple[str, ...] | None = None
+    views: Views | None = None
     """Views kept, as in [data]; absent: those of [data]."""
-
-    @field_validator("table", "root")
-    @classmethod
-    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return None if value is None else Path((info.context or {}).get("folder", ".")) / value
-
-    @field_validator("views", mode="before")
-    @classmethod
-    def _any_view(cls, value: object) -> object:
-        if isinstance(value, str):
-            return () if value.lower() == "any" else (value,)
-        return value
 
     @model_validator(mode="after")
     def _says_where(self) -> Self:

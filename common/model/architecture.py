@@ -99,28 +99,26 @@ def _densenet(net: Any) -> Architecture:
     return Architecture("densenet", stem, blocks, pool)
 
 
-def _convnext(net: Any) -> Architecture:
+def _staged(net: Any, family: str, stages: str, stem: str, norm: str) -> Architecture:
+    """Cut a network of stages, each of which downsamples before its first block."""
+
     def downsample(net: Any, name: str, x: Tensor) -> Tensor:
         stage, position = name.split(".blocks.")
         return net.get_submodule(stage).downsample(x) if position == "0" else x
 
     def pool(net: Any, x: Tensor) -> Tensor:
-        return net.forward_head(net.norm_pre(x), pre_logits=True)
+        return net.forward_head(net.get_submodule(norm)(x), pre_logits=True)
 
-    blocks = tuple(n for s in _numbered(net, "stages") for n in _numbered(net, f"{s}.blocks"))
-    return Architecture("convnext", lambda net, x: net.stem(x), blocks, pool, downsample)
+    blocks = tuple(n for s in _numbered(net, stages) for n in _numbered(net, f"{s}.blocks"))
+    return Architecture(family, lambda net, x: net.get_submodule(stem)(x), blocks, pool, downsample)
+
+
+def _convnext(net: Any) -> Architecture:
+    return _staged(net, "convnext", "stages", "stem", "norm_pre")
 
 
 def _swin(net: Any) -> Architecture:
-    def downsample(net: Any, name: str, x: Tensor) -> Tensor:
-        stage, position = name.split(".blocks.")
-        return net.get_submodule(stage).downsample(x) if position == "0" else x
-
-    def pool(net: Any, x: Tensor) -> Tensor:
-        return net.forward_head(net.norm(x), pre_logits=True)
-
-    blocks = tuple(n for s in _numbered(net, "layers") for n in _numbered(net, f"{s}.blocks"))
-    return Architecture("swin", lambda net, x: net.patch_embed(x), blocks, pool, downsample)
+    return _staged(net, "swin", "layers", "patch_embed", "norm")
 
 
 _FAMILIES: dict[str, Callable[[Any], Architecture]] = {

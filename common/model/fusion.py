@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class TextInput(NamedTuple):
     """``[B]``: studies whose image is missing; None: no study's is."""
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Reads image and report together; learnt vectors stand in for what is missing."""
 
     reads_tokens = False
@@ -64,9 +65,9 @@ class Fusion(nn.Module):
         mask = torch.zeros(count, 1, dtype=torch.bool, device=device)
         return TextInput(torch.zeros(tokens, device=device), mask)
 
+    @abstractmethod
     def join(self, image: Tensor, text: Tensor, mask: Tensor, head: nn.Module) -> Tensor:
         """Return logits ``[B, F]``; nothing is missing any more."""
-        raise NotImplementedError
 
 
 class Concatenation(Fusion):
