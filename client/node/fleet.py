@@ -11,7 +11,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Self
 
 import httpx
@@ -22,9 +21,10 @@ from flwr.proto.fleet_pb2 import (
     DeactivateNodeResponse,
     PushMessagesRequest,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -153,13 +153,13 @@ class Lock:
         self._standing.heard(response.status_code, method)
         if method == "SendNodeHeartbeat" and response.is_success:
             beat = SendNodeHeartbeatResponse.FromString(response.content)
-            if not beat.success:
+            if not beat.success and self._standing.state.connected:
                 self._standing.unknown()
         return response
 
 
 class FleetClient(FleetHttpClient):
-    """Flower's client behind our lock, which closes what an earlier process of this site left open."""
+    """Flower's client behind our lock, which takes up again what a dead process of this site left open."""
 
     lock: Lock
     standing: Standing
@@ -185,14 +185,15 @@ class FleetClient(FleetHttpClient):
         return client
 
     def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802
-        """Activate the node; a connection that this site's dead process still holds is closed first.
+        """Activate the node; a connection that this site's dead process left open is taken up again.
 
-        Flower would refuse the node for about a minute, until it takes the dead one for gone.
+        Flower would refuse the node until it takes the dead one for gone, about a minute later, and
+        would call it unavailable, and its answer lost, had it closed the old connection first.
         """
         left_open = self.standing.left_open()
-        if left_open is not None:
-            with suppress(httpx.HTTPStatusError):
-                super().DeactivateNode(DeactivateNodeRequest(node_id=left_open))
+        if left_open is not None and self._lives(left_open, request.heartbeat_interval):
+            self.standing.connected(left_open)
+            return ActivateNodeResponse(node_id=left_open)
         try:
             response = super().ActivateNode(request)
         except httpx.HTTPStatusError as error:
@@ -201,6 +202,13 @@ class FleetClient(FleetHttpClient):
             raise
         self.standing.connected(response.node_id)
         return response
+
+    def _lives(self, node: int, interval: float) -> bool:
+        try:
+            beat = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=interval)
+            return self.SendNodeHeartbeat(beat).success
+        except httpx.HTTPStatusError:
+            return False
 
     def DeactivateNode(self, request: DeactivateNodeRequest) -> DeactivateNodeResponse:  # noqa: N802
         """Deactivate the node."""

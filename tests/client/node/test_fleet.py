@@ -20,7 +20,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     RegisterNodeFleetRequest,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import Metadata, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
@@ -42,6 +42,7 @@ class Centre:
 
     def __init__(self) -> None:
         self.status = 200
+        self.knows = True
         self.came: list[tuple[str, bytes]] = []
         centre = self
 
@@ -52,6 +53,8 @@ class Centre:
                 reply = b""
                 if self.path.endswith("activate-node") and "de" not in self.path.rpartition("/")[2][:2]:
                     reply = ActivateNodeResponse(node_id=5).SerializeToString()
+                elif self.path.endswith("heartbeat"):
+                    reply = SendNodeHeartbeatResponse(success=centre.knows).SerializeToString()
                 self.send_response(centre.status)
                 if centre.status == 307:
                     self.send_header("location", "/elsewhere")
@@ -205,16 +208,23 @@ def test_nothing_follows_the_centre_elsewhere(line: Line, centre: Centre) -> Non
     assert centre.routes == ["pull-messages"]
 
 
-def test_a_connection_left_open_by_a_dead_process_is_closed_first(line: Line, centre: Centre) -> None:
+def test_a_connection_left_open_by_a_dead_process_is_taken_up_again(line: Line, centre: Centre) -> None:
     line.activate()
     line.client.close()
     line.start()
     line.activate()
-    assert centre.routes == ["activate-node", "deactivate-node", "activate-node"]
+    assert centre.routes == ["activate-node", "send-node-heartbeat"]
+    assert read_state(line.folder).connected and read_state(line.folder).node == 5
+    # One that the centre no longer knows is activated afresh, and so is one that was closed.
+    line.client.close()
+    line.start()
+    centre.knows = False
+    line.activate()
+    assert centre.routes[2:] == ["send-node-heartbeat", "activate-node"]
     line.client.DeactivateNode(DeactivateNodeRequest(node_id=5))
     line.start()
     line.activate()
-    assert centre.routes[3:] == ["deactivate-node", "activate-node"]
+    assert centre.routes[4:] == ["deactivate-node", "activate-node"]
 
 
 def test_the_state_of_the_line_is_said_once(line: Line, centre: Centre) -> None:
