@@ -27,7 +27,7 @@ from server.report_run import (
     SitePart,
 )
 from server.report_text import TextPart, TextSite
-from server.report_worse import Loss
+from server.report_worse import Loss, WorseSite
 
 __all__ = [
     "ARM_ORDER",
@@ -175,31 +175,6 @@ class Comparison(Part):
     """Mean over the sites in `sites`."""
     sites: dict[Name, Gap]
     """Site to the difference of its macro AUROC."""
-
-
-class WorseSite(Part):
-    """A site, or a finding at a site, where federated scores below local."""
-
-    site: Name
-    """Name of the site."""
-    finding: Name
-    """Finding, or `macro` for the site's mean over findings."""
-    local: Share
-    """AUROC of the local arm."""
-    federated: Share
-    """AUROC of the federated arm."""
-    difference: Annotated[float, Field(lt=0)]
-    """Federated minus local, below 0."""
-    interval: Interval
-    """95 % paired interval of `difference`."""
-    certain: bool
-    """Whether the whole interval lies below 0."""
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        if self.certain != (self.interval[1] < 0):
-            raise ValueError(f"certain={self.certain} contradicts the interval {self.interval}")
-        return self
 
 
 class Report(Part):

@@ -1,4 +1,4 @@
-"""The report's list of losses beyond federated against local: by personalisation, or without taking part."""
+"""Who got worse: by federating, by personalisation, or without taking part."""
 
 from __future__ import annotations
 
@@ -16,23 +16,15 @@ if TYPE_CHECKING:
 MACRO = "macro"
 
 
-class Loss(Part):
-    """A site, or a finding at a site, where one arm scores below another."""
+class Shortfall(Part):
+    """What one arm loses against another, at a site or in a finding there."""
 
     site: Name
     """Name of the site."""
     finding: Name
     """Finding, or `macro` for the site's mean over findings."""
-    candidate: Name
-    """Arm that is judged."""
-    reference: Name
-    """Arm it is judged against."""
-    before: Share
-    """AUROC of the reference."""
-    after: Share
-    """AUROC of the candidate."""
     difference: Annotated[float, Field(lt=0)]
-    """Candidate minus reference, below 0."""
+    """The arm judged minus the one it is judged against, below 0."""
     interval: Interval
     """95 % paired interval of `difference`."""
     certain: bool
@@ -43,6 +35,28 @@ class Loss(Part):
         if self.certain != (self.interval[1] < 0):
             raise ValueError(f"certain={self.certain} contradicts the interval {self.interval}")
         return self
+
+
+class WorseSite(Shortfall):
+    """A site, or a finding at a site, where federated scores below local."""
+
+    local: Share
+    """AUROC of the local arm."""
+    federated: Share
+    """AUROC of the federated arm."""
+
+
+class Loss(Shortfall):
+    """A site, or a finding at a site, where one arm scores below another."""
+
+    candidate: Name
+    """Arm that is judged."""
+    reference: Name
+    """Arm it is judged against."""
+    before: Share
+    """AUROC of the reference."""
+    after: Share
+    """AUROC of the candidate."""
 
 
 def find_losses(

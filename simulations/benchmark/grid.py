@@ -144,6 +144,8 @@ class Grid(Section):
     """Exceptions, in order."""
     reference: str = ""
     """Variant that the others are held against; empty: none is."""
+    cautions: tuple[str, ...] = ()
+    """Variants that show a fault, a leak for instance: never counted against the reference."""
     metric: Metric = "auroc"
     """What the figures show."""
     contrasts: tuple[Contrast, ...] = ()
@@ -159,6 +161,8 @@ class Grid(Section):
             self._known(name, self.variants, "tune")
         if self.reference:
             self._known(self.reference, self.variants, "reference")
+        for name in self.cautions:
+            self._known(name, self.variants, "cautions")
         coordinates = self.coordinates()
         for place, filters in self._filters():
             for chosen in filters:

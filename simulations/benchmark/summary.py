@@ -146,7 +146,7 @@ def _against_reference(grid: Grid, figures: Figures) -> list[Outcome]:
         return []
     rows: list[Outcome] = []
     for name in grid.variants:
-        if name != grid.reference:
+        if name not in (grid.reference, *grid.cautions):
             first, second = {VARIANT: name}, {VARIANT: grid.reference}
             contrast = Contrast(
                 name=name, first=first, second=second, metric=grid.metric, by=tuple(grid.axes)

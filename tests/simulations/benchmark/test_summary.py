@@ -76,6 +76,14 @@ def test_a_mean_over_fewer_sites_is_named(grid: Grid, invented: Invented) -> Non
     assert "head: not at south" in " ".join(render(summary).split())
 
 
+def test_a_variant_that_shows_a_fault_is_not_counted(grid: Grid, invented: Invented) -> None:
+    def held_against(told: Grid) -> list[str]:
+        return [outcome.contrast.name for outcome in summed(told, invented(VALUES)).against_reference]
+
+    assert held_against(grid) == ["lora"]
+    assert held_against(grid.model_copy(update={"cautions": ("lora",)})) == []
+
+
 def test_the_table_holds_every_row_and_every_failure(tmp_path: Path, invented: Invented) -> None:
     values = {key: value for key, value in VALUES.items() if key[:2] != ("lora", 1)}
     write_tables(invented(values, extra=[("lora", 1)]), tmp_path)
