@@ -1,12 +1,11 @@
-"""The ClientApp: it hands each message to the site's worker and its answer back.
+"""The ClientApp: it hands each message to the site's worker in this process, and its answer back.
 
-At a hospital the worker is a process of its own behind a socket, and this only relays: Flower starts
-a process for every message, so torch is not imported here. A simulation holds the worker in-process.
+A simulation runs this, and so does Flower's own SuperNode. A hospital's node does not: it asks the
+worker that is resident there (`client.node.seam`), without a process for every message.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,6 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from client.node.relay import ask_worker
 from common.errors import ConfigError, SchemaError
 from common.protocol import MESSAGE_TYPES, Answer
 from common.wire import answer_to_records, instruction_from_records
@@ -41,10 +39,6 @@ def site_file(context: Context) -> Path:
 
 SITE_FILE = "site-file"
 """Key of the node config: where this node's site.toml is."""
-WORKER_SOCKET = "worker-socket"
-"""Key of the node config: where this node's worker process listens."""
-SITE = "site"
-"""Key of the node config: this node's site."""
 
 
 @cache
@@ -64,21 +58,8 @@ def worker_for(file: Path) -> SiteWorker:
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Relay one message; a message that is not ours is answered with a code, never an exception."""
-    reply = _relay(message, context) if WORKER_SOCKET in context.node_config else _work(message, context)
-    return Message(answer_to_records(reply), reply_to=message)
-
-
-def _relay(message: Message, context: Context) -> Answer:
-    """Ask the worker process, for no longer than the centre waits."""
-    site = str(context.node_config[SITE])
-    try:
-        instruction = instruction_from_records(message.metadata.message_type, message.content)
-    except SchemaError as error:
-        return Answer(site, code=error.code)
-    patience = message.metadata.created_at + message.metadata.ttl - time.time()
-    socket = Path(str(context.node_config[WORKER_SOCKET]))
-    return ask_worker(socket, instruction, context.run_config, site, patience=patience)
+    """Answer one message; one that is not ours is answered with a code, never an exception."""
+    return Message(answer_to_records(_work(message, context)), reply_to=message)
 
 
 def _work(message: Message, context: Context) -> Answer:

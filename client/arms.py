@@ -135,7 +135,7 @@ def _personal_scores(asked: Asked, indices: Rows) -> Scores:
     own = load_personal(asked.personal_file, asked.plan, start.digest())
     if own is None:
         raise RunError("this site has made nothing of its own of this adapter")
-    return personal_scores(own.state, asked.model, asked.data, asked.inputs, start, asked.site.name, indices)
+    return personal_scores(own.state, asked.model, asked.inputs, start, asked.site.name, indices)
 
 
 def _missing(asked: Asked, indices: Rows) -> Modality:

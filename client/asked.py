@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.dataset import SiteData
+from client.feedback import Owed, feedback_folder
 from client.local import baseline_file
 from client.personalise import personal_file
 from client.prefix_cache import StudyInputs
@@ -18,7 +19,14 @@ from common.adapter import AdapterState
 from common.config import RunConfig
 from common.errors import SchemaError
 from common.model.build import CxrModel
+from common.phase import phase_of
 from common.protocol import Instruction
+
+
+def run_folder(site: SiteConfig, instruction: Instruction) -> Path:
+    """Where a site keeps what it needs of a run from one round to the next."""
+    return feedback_folder(site.data.state, instruction.plan_digest, instruction.lineage)
+
 
 Slopes = NDArray[np.float64]
 
@@ -63,6 +71,13 @@ class Asked:
     def pretext_folder(self, alone: bool = False) -> Path:
         """Where the thrown-away part of a pretext task lies between rounds."""
         return self.site.data.state / f"pretext{'-alone' if alone else ''}-{self.plan[:16]}"
+
+    def owed(self) -> Owed:
+        """Where lies what earlier rounds of this run have not sent yet."""
+        round_number = self.instruction.round
+        return Owed(
+            run_folder(self.site, self.instruction), round_number, phase_of(self.config, round_number).kind
+        )
 
     def received(self) -> AdapterState:
         """Return the adapter of the instruction.

@@ -64,7 +64,7 @@ def train_local(
         result = train_round(
             model,
             data,
-            inputs,
+            inputs.of_round(round_number),
             state,
             round_number,
             site,
@@ -73,7 +73,8 @@ def train_local(
         )
         state, steps = result.state, steps + result.steps
         model.load(state)
-        score = macro_auroc(predict(model, inputs, indices), data.labels[indices])
+        scores = predict(model, inputs.of_round(round_number), indices)
+        score = macro_auroc(scores, data.labels[indices])
         if score is not None and (best is None or score > best[0]):
             best = (score, state, round_number - before)
         pace = keep_pace(pace, config, round_number + 1, {} if score is None else {site: score})

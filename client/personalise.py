@@ -86,7 +86,7 @@ def personalise(
     model.load(start)
     scores = predict(model, inputs, indices)
     state, steps = _train(model, data, inputs, start, site, instruction.class_weights)
-    own = personal_scores(state, model, data, inputs, start, site, indices)
+    own = personal_scores(state, model, inputs, start, site, indices)
     before, after = macro_auroc(scores, labels), macro_auroc(own, labels)
     kept = before is not None and after is not None and after > before
     personal = Personal(
@@ -127,7 +127,6 @@ def load_personal(file: Path, plan: str, start: str) -> Personal | None:
 def personal_scores(
     state: AdapterState,
     model: CxrModel,
-    data: SiteData,
     inputs: StudyInputs,
     start: AdapterState,
     site: str,
@@ -141,7 +140,7 @@ def personal_scores(
         dual = DualModel(model, site)
         dual.load(state)
         with dual.laid():
-            return predict(dual, _inputs(dual, data, inputs), indices)
+            return predict(dual, inputs.of(dual), indices)
     else:
         model.load(state)
     return predict(model, inputs, indices)
@@ -194,13 +193,12 @@ def _train(
             parameter.requires_grad_(False)
         dual = DualModel(model, site)
         with dual.laid(), _under(dual, plan):
-            views = _inputs(dual, data, inputs)
             first = dual.initial_state()
-            result = train_round(dual, data, views, first, 1, site, class_weights=class_weights)
+            result = train_round(dual, data, inputs.of(dual), first, 1, site, class_weights=class_weights)
         return result.state, result.steps
     mu = own.proximal_mu if own.method == "ditto" else 0.0
     with _under(model, plan):
-        result = train_round(model, data, inputs, start, 1, site, mu, class_weights)
+        result = train_round(model, data, inputs.of_round(1), start, 1, site, mu, class_weights)
     return result.state, result.steps
 
 
@@ -234,8 +232,3 @@ def _under(model: CxrModel, plan: RunConfig) -> Iterator[None]:
         yield
     finally:
         model.config = before
-
-
-def _inputs(dual: DualModel, data: SiteData, inputs: StudyInputs) -> StudyInputs:
-    """Return the site's inputs, cut anew where they end behind a layer that has a private update."""
-    return inputs if inputs.blocks <= dual.frozen_blocks else StudyInputs(dual, data, dual.config.train)

@@ -84,7 +84,9 @@ class DataConfig(_Part):
     root: Beside = Field(default=Path(), validate_default=True)
     """Folder the images lie under; paths in the table are relative to it."""
     cache: Beside = Field(default=Path("cache"), validate_default=True)
-    """Decoded pixels: patient data, stays here."""
+    """Decoded pixels, and what frozen parts of a model make of them: patient data, stays here."""
+    activations_limit: Annotated[float, Field(ge=0)] = 20.0
+    """GB of the cache that outputs of frozen parts may take; those used longest ago go first. 0: none."""
     state: Beside = Field(default=Path("state"), validate_default=True)
     """What the site keeps between rounds: local baseline, personal parts."""
     views: Views = ("PA", "AP")

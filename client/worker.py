@@ -11,26 +11,29 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from client.arms import Arms, Measured
-from client.asked import Asked
+from client.asked import Asked, run_folder
 from client.calibrate import platt_metrics
 from client.data.dataset import SiteData, load_site_data
 from client.evaluate import predict, validation_figures
+from client.feedback import Sent, send
+from client.held import FILE, keep, whole
 from client.label_counts import label_metrics
 from client.local import train_local
 from client.personalise import personalise
-from client.prefix_cache import StudyInputs
+from client.prefix_cache import StudyInputs, activations_place
 from client.pretrain.rounds import pretrain_round
 from client.site import SiteConfig
 from client.train import LocalResult, train_round
 from common.adapter import AdapterState
 from common.code import code_digest
-from common.codec import encode_update
+from common.codec import encode, for_models
 from common.config import RunConfig, Scalar
 from common.errors import DigestError, FedcxrError
 from common.model.build import CxrModel, build_model
@@ -124,7 +127,8 @@ class SiteWorker:
         start, name, folder = asked.received(), self.site.name, asked.pretext_folder()
         result = pretrain_round(asked.model, asked.data, start, instruction.round, name, folder)
         metrics: dict[str, Value] = {"num-examples": len(asked.data.pool or ()), **_effort(result, before)}
-        return Answer(name, update=_moved(asked, start, result), metrics=metrics)
+        sent = _moved(asked, start, result)
+        return Answer(name, update=sent.update, metrics=metrics | sent.metrics)
 
     def _train(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Train one round and return the delta of what the round trains."""
@@ -152,8 +156,8 @@ class SiteWorker:
             "labelled": (positives + negatives).tolist(),
             **_effort(result, before),
         }
-        update = _moved(asked, start, result)
-        return Answer(self.site.name, update=update, metrics=metrics | figures)
+        sent = _moved(asked, start, result)
+        return Answer(self.site.name, update=sent.update, metrics=metrics | figures | sent.metrics)
 
     def _local(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Train this site's own baseline; it stays here, unless the plan's matrix needs it elsewhere."""
@@ -174,7 +178,8 @@ class SiteWorker:
         schema, start = asked.model.schema, asked.received()
         delta = {name: baseline.state.tensors[name] - start.tensors[name] for name in schema.names}
         metrics["num-examples"] = len(asked.data.labelled("train"))
-        return Answer(self.site.name, update=encode_update(schema.pack(delta), config.wire), metrics=metrics)
+        update = encode(schema.pack(delta), for_models(config.wire))
+        return Answer(self.site.name, update=update, metrics=metrics)
 
     def _evaluate(self, instruction: Instruction, config: RunConfig) -> Answer:
         """Measure a model on this site's validation or test studies."""
@@ -185,7 +190,7 @@ class SiteWorker:
         """Sum this site's validation studies at the slopes and biases that are asked for."""
         asked = self._asked(instruction, config)
         data, indices = asked.data, asked.data.split["validation"]
-        key = hashlib.sha256(_adapter_of(instruction)).hexdigest()
+        key = hashlib.sha256(_adapter_of(asked.instruction)).hexdigest()
         if self._to_calibrate is None or self._to_calibrate[0] != key:
             asked.model.load(asked.received())
             self._to_calibrate = (key, predict(asked.model, asked.inputs, indices))
@@ -216,7 +221,11 @@ class SiteWorker:
 
     def _asked(self, instruction: Instruction, config: RunConfig) -> Asked:
         data, model = self._site_data(config), self._model(instruction, config)
-        return Asked(instruction, config, self.site, data, model, lambda: self._study_inputs(model, data))
+        held = run_folder(self.site, instruction) / FILE
+        instruction = whole(instruction, model.schema, config, held)
+        keep(instruction, held)
+        inputs = partial(self._study_inputs, instruction, model, data)
+        return Asked(instruction, config, self.site, data, model, inputs)
 
     def _own_weights(self, config: RunConfig) -> RunConfig:
         """Read weights from where this site keeps them, not from where the plan's author does."""
@@ -245,10 +254,12 @@ class SiteWorker:
             )
         return model
 
-    def _study_inputs(self, model: CxrModel, data: SiteData) -> StudyInputs:
+    def _study_inputs(self, instruction: Instruction, model: CxrModel, data: SiteData) -> StudyInputs:
         if self._inputs is None or self._inputs[0] is not model:
-            self._inputs = (model, StudyInputs(model, data, model.config.train))
-        return self._inputs[1]
+            place = activations_place(self.site)
+            self._inputs = (model, StudyInputs(model, data, model.config.train, place))
+        whole = self._inputs[1]
+        return whole.of_round(instruction.round) if instruction.stage == "train" else whole
 
     def _failed(self, instruction: Instruction, code: str, words: str) -> Answer:
         """Write the words to this site's own log and let only the code out."""
@@ -260,11 +271,11 @@ class SiteWorker:
         return Answer(self.site.name, code=code)
 
 
-def _moved(asked: Asked, start: AdapterState, result: LocalResult) -> NDArray[np.floating]:
+def _moved(asked: Asked, start: AdapterState, result: LocalResult) -> Sent:
     """Return what a round moved, as it travels."""
     names = trained_names(asked.model.schema, asked.config, asked.instruction.round)
     delta = {name: result.state.tensors[name] - start.tensors[name] for name in names}
-    return encode_update(asked.model.schema.select(names).pack(delta), asked.config.wire)
+    return send(delta, asked.model.schema.select(names), asked.config.wire, asked.owed())
 
 
 def _effort(result: LocalResult, before: float) -> dict[str, Value]:

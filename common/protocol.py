@@ -39,7 +39,7 @@ ROUND_STAGES: tuple[Stage, ...] = ("pretrain", "train")
 
 Value = int | float | list[int] | list[float]
 
-SINGLE_ARRAYS = ("adapter", "scaling", "class_weights")
+SINGLE_ARRAYS = ("adapter", "change", "scaling", "class_weights")
 """Fields of an instruction that are one array or none."""
 
 
@@ -54,6 +54,13 @@ class Instruction:
     round: int = 0
     adapter: NDArray[np.float32] | None = None
     """The adapter to start from, flat ``[numel]``; None where the stage needs none."""
+    named: str = ""
+    """SHA-256 of the adapter to start from, where a site is to hold it for later; with it ``adapter`` may be
+    missing, because the site holds that one, or the one that ``change`` is added to."""
+    numel: int = 0
+    """Numbers in the adapter that is named."""
+    change: NDArray[Any] | None = None
+    """pretrain, train: what the round before changed, by the plan's ``wire.downlink``."""
     residual: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """fedex: ``residual:LAYER.left [out, k]`` and ``.right [k, in]``."""
     arm: str = ""
@@ -71,7 +78,10 @@ class Instruction:
     missing: Literal["", "text", "image"] = ""
     """evaluate: what of each study the model does not get, beside what is missing anyway."""
     run: str = ""
-    """Flower's number of the run; this and all below are empty in a simulation."""
+    """Flower's number of the run; this and all below but the lineage are empty in a simulation."""
+    lineage: str = ""
+    """Names the run for as long as it is resumed under other numbers of Flower's: what a site keeps between
+    the rounds of a run is kept under it."""
     site: str = ""
     """The one site that is asked."""
     sequence: int = 0
@@ -111,9 +121,9 @@ class Answer:
     site: str
     code: str = ""
     """Empty, or the stable code of what went wrong at the site."""
-    update: NDArray[np.floating] | None = None
-    """train: flat delta of the tensors trained this round. local: of the whole adapter, where the plan's
-    ``evaluate.matrix`` asks for the site's own model and its policy lets it leave."""
+    update: NDArray[Any] | None = None
+    """train: flat delta of the tensors trained this round, by the plan's codec. local: of the whole adapter,
+    where the plan's ``evaluate.matrix`` asks for the site's own model and its policy lets it leave."""
     metrics: Mapping[str, Value] = field(default_factory=dict)
     """Numbers under kebab-case keys."""
 
@@ -141,6 +151,8 @@ BIN_SPAN = ("bins-from", "bins-to")
 (`common.metrics.histogram`)."""
 LABEL_COUNTS = ("label-positives", "label-negatives")
 """enrol: training studies with each finding, and without it, where the plan weighs classes by all sites'."""
+CODEC_ERROR = "codec-error"
+"""pretrain, train: relative L2 error of the update as it travels, where the plan's codec loses something."""
 VALIDATION_SHARES = ("auroc", "pr-auc", "ece")
 """Figures of a finding on the validation studies that come with every update, each 0 to 1."""
 VALIDATION_COUNTS = ("positives", "negatives")

@@ -201,8 +201,19 @@ class TrainConfig(Section):
     """``auto``: bf16 on a GPU that has it, else fp32."""
     select: Literal["last", "best-validation"] = "last"
     """Which local epoch of a round is sent."""
+    views: Annotated[int, Field(ge=0, le=64)] = 0
+    """With ``augment``: fixed random views of each image, of which a step takes one, so that what frozen
+    parts make of them can be kept; 0: fresh ones each time, and nothing kept for training."""
     prefix_cache: bool = True
     """Run the frozen prefix once per image when nothing in it is trained or random."""
+    cache_dtype: Literal["fp16", "fp32"] = "fp16"
+    """Number format its outputs are kept in; what trains behind it sees them so rounded."""
+
+    @model_validator(mode="after")
+    def _views_of_something(self) -> Self:
+        if self.views and not self.augment:
+            raise ValueError(f"views = {self.views} are of augmented images: they need augment above 0")
+        return self
 
 
 class StrategyConfig(Section):
@@ -210,6 +221,11 @@ class StrategyConfig(Section):
 
     name: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
     """FedAvg (McMahan 2017), FedProx (Li 2020), FedAdam (Reddi 2021)."""
+    mean: Literal["weighted", "median", "trimmed"] = "weighted"
+    """How updates become one. ``weighted``: by the number of examples. ``median``, ``trimmed``: value by
+    value over the sites, each counted once (Yin et al. 2018), so that a few cannot pull it away."""
+    trim: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
+    """trimmed: share of the sites left out of each value at either end, rounded down."""
     proximal_mu: NonNegative = 0.0
     """FedProx: weight of ||w - w_global||^2 / 2 in the local loss."""
     server_lr: Positive = 0.01
@@ -299,8 +315,25 @@ class PersonaliseConfig(Section):
 class WireConfig(Section):
     """How an update travels."""
 
-    codec: Literal["fp32", "fp16"] = "fp32"
-    """Number format of the updates sites send."""
+    codec: Literal["fp32", "fp16", "int8", "topk"] = "fp32"
+    """Number format of the updates sites send. ``int8``: blocks of 64 values with a scale each. ``topk``:
+    only the largest values, in such blocks; see common/codec."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """topk: share of the values that is sent."""
+    feedback: bool = True
+    """What a codec loses stays at the site and is added to its next update (Seide et al. 2014;
+    Karimireddy et al. 2019, alg. 1); a phase of the run begins with nothing owed."""
+    entropy: bool = False
+    """int8, topk: deflate the bytes (RFC 1951)."""
+    downlink: Literal["fp32", "fp16", "int8"] = "fp32"
+    """``fp32``: each site is sent the whole adapter every round. Else a site that answered the round before
+    is sent the round's change in this format, and what that loses is added to the next (Tang et al. 2019)."""
+
+    @model_validator(mode="after")
+    def _something_to_deflate(self) -> Self:
+        if self.entropy and self.codec not in ("int8", "topk"):
+            raise ValueError(f"entropy has nothing to deflate in {self.codec}: it needs codec int8 or topk")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -25,11 +25,14 @@ _FIELDS = {
     "plan-digest": str,
     "code-digest": str,
     "base-digest": str,
+    "named": str,
+    "numel": int,
     "arm": str,
     "split": str,
     "learning-rate": float,
     "missing": str,
     "run": str,
+    "lineage": str,
     "site": str,
     "sequence": int,
     "committed": int,
@@ -75,6 +78,9 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
         base_digest=str(config["base-digest"]),
         round=int(config["round"]),  # type: ignore[arg-type]
         adapter=_one_array(records, "adapter"),
+        named=str(config["named"]),
+        numel=int(config["numel"]),  # type: ignore[arg-type]
+        change=_one_array(records, "change"),
         residual={} if residual is None else {k: _array(v) for k, v in residual.items()},
         arm=str(config["arm"]),
         split="validation" if config["split"] == "validation" else "test",
@@ -83,6 +89,7 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
         learning_rate=float(config["learning-rate"]),  # type: ignore[arg-type]
         missing=config["missing"],  # type: ignore[arg-type]
         run=str(config["run"]),
+        lineage=str(config["lineage"]),
         site=str(config["site"]),
         sequence=int(config["sequence"]),  # type: ignore[arg-type]
         committed=int(config["committed"]),  # type: ignore[arg-type]

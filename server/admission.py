@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from common.adapter import AdapterSchema
-from common.codec import DTYPES
+from common.codec import decode
 from common.config import RunConfig
 from common.errors import NonFiniteError, NormError, SchemaError, SiteError, WeightError
 from common.metrics import FindingMetrics
 from common.metrics.histogram import CELLS
 from common.protocol import (
+    CODEC_ERROR,
     VALIDATION_COUNTS,
     VALIDATION_SHARES,
     Answer,
@@ -26,9 +29,9 @@ from common.protocol import (
 )
 from server.report_arms import site_result
 from server.report_schema import BinResult, Gap
-from server.update import SiteUpdate
+from server.update import SiteUpdate, l2_norm, named
 
-_PRETRAINED = ("loss", "steps", "seconds")
+_PRETRAINED = ("loss", "steps", "seconds", CODEC_ERROR)
 """Figures of a round of pretraining beside num-examples."""
 _SINGLE = (*_PRETRAINED, "validation-auroc")
 """Figures of a round that are one number."""
@@ -60,7 +63,8 @@ def admit(
         raise SiteError("the answer names another site than the one asked")
     if answer.update is None:
         raise SchemaError("the answer holds no update")
-    delta = admit_delta(answer.update, schema, config)
+    # As views: the update is on its way to the round's spool, and one copy is made there.
+    delta = named(torch.from_numpy(admit_values(answer.update, schema, config)), schema)
     examples = _examples(answer.metrics, config, registered)
     if pretraining:
         _check_pretrained(answer.metrics)
@@ -74,30 +78,35 @@ def admit_delta(update: NDArray[Any], schema: AdapterSchema, config: RunConfig) 
     """Cut a flat update into named tensors, or say why not.
 
     Raises:
-        SchemaError: if it is of another shape or number format than ``schema`` and plan ask for.
+        SchemaError, NonFiniteError, NormError: as ``admit_values`` does.
+    """
+    return schema.unpack(admit_values(update, schema, config))
+
+
+def admit_values(update: NDArray[Any], schema: AdapterSchema, config: RunConfig) -> NDArray[np.float32]:
+    """Decode an update into a flat vector ``[numel]``, or say why not.
+
+    Raises:
+        SchemaError: if it is of another shape or number format than ``schema`` and plan ask for, or not
+            what the plan's codec writes.
         NonFiniteError: if a value is NaN or infinite.
         NormError: if its L2 norm is above ``strategy.max_update_norm``.
     """
-    if update.dtype != DTYPES[config.wire.codec]:
-        raise SchemaError(
-            "the update has another number format than the plan's codec",
-            found=f"{update.dtype}, expected {config.wire.codec}",
-        )
-    if update.shape != (schema.numel,):
+    values = decode(update, config.wire, schema.numel)
+    if values.shape != (schema.numel,):
         raise SchemaError(
             "the update has another shape than the round's tensors",
-            found=f"{update.shape}, expected ({schema.numel},)",
+            found=f"{values.shape}, expected ({schema.numel},)",
         )
-    wide = update.astype(np.float64)
-    if not np.isfinite(wide).all():
+    norm = l2_norm(values)
+    if not math.isfinite(norm):
         raise NonFiniteError("the update holds NaN or infinity")
-    norm = float(np.linalg.norm(wide))
     if norm > config.strategy.max_update_norm:
         raise NormError(
             "the update is larger than strategy.max_update_norm",
             found=f"{norm:.4g}, at most {config.strategy.max_update_norm:.4g}",
         )
-    return schema.unpack(update)
+    return values
 
 
 def admit_results(metrics: Mapping[str, Value], findings: Sequence[str]) -> dict[str, Value]:

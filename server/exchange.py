@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from common.errors import RunError, SchemaError, WorkerError
 from common.protocol import MESSAGE_TYPES, Answer, Instruction
@@ -43,6 +44,7 @@ class Exchange:
     """A finished round trip."""
 
     replies: dict[int, Reply]
+    """Without the updates they carried."""
     missing: tuple[int, ...]
     """Nodes that did not answer before the deadline."""
     down: int
@@ -170,8 +172,8 @@ class Talk:
             self._away.add(reply.node)
             self._on_lost(reply.node, reply.code)
             return
-        self.replies[reply.node] = reply
         self._on_reply(reply)
+        self.replies[reply.node] = _without_values(reply)
 
 
 def ask(
@@ -196,6 +198,13 @@ def ask(
     return talk.finish()
 
 
+def _without_values(reply: Reply) -> Reply:
+    """Let go of the update: whoever wanted it has it, and a round of many sites would keep all of them."""
+    if reply.answer is None or reply.answer.update is None:
+        return reply
+    return dataclasses.replace(reply, answer=dataclasses.replace(reply.answer, update=None))
+
+
 def _read(message: Message, node: int, seconds: float) -> Reply:
     up = message_bytes(message)
     if message.has_error():
@@ -204,4 +213,15 @@ def _read(message: Message, node: int, seconds: float) -> Reply:
         answer = answer_from_records(message.content)
     except SchemaError as error:
         return Reply(node, None, error.code, up, seconds)
+    finally:
+        let_go(message.content)
     return Reply(node, answer, answer.code, up, seconds)
+
+
+def let_go(records: RecordDict) -> None:
+    """Empty the arrays of records that were read.
+
+    Flower's records refer to themselves, so their bytes would stay until the garbage collector comes by.
+    """
+    for arrays in records.array_records.values():
+        arrays.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from common.adapter import AdapterSchema, AdapterState
 from common.code import code_digest
 from common.config import RunConfig
-from common.errors import QuorumError, SchemaError, SiteError
+from common.errors import CheckpointError, QuorumError, SchemaError, SiteError
 from common.protocol import LABEL_COUNTS, ROUND_STAGES, Answer, Instruction, Split, Stage, Value
+from server.downlink import Addressed, Downlink, check_downlink
 from server.exchange import Exchange, Reply, Talk, ask
 from server.facts.reasons import reason_of, words_of
 from server.ledger import Ledger
@@ -29,6 +31,7 @@ _SAY_AFTER = 5.0
 _COUNTS = ("train-studies", "validation-studies", "test-studies", "patients")
 _PRETRAIN = "pretrain-studies"
 _SET_ASIDE = re.compile(r"quarantined\.[A-Za-z0-9_-]{1,40}")
+_LINEAGE = "lineage"
 _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -60,11 +63,26 @@ class Federation:
     """``[F]``, from all sites' counts; None where the plan asks for none."""
     committed: int = 0
     """The newest round on disk."""
+    lineage: str = ""
+    """Names this run to its sites, whatever number Flower gives it when it is resumed."""
     _refused: set[int] = field(default_factory=set)
     """Nodes that cannot take part in this run: they are not asked to enrol again."""
     _joining: Talk | None = None
     _silent: set[str] = field(default_factory=set)
     """Sites that missed the last deadline they were asked under."""
+    _downlink: Downlink = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lineage = self.lineage or self.ledger.get(_LINEAGE) or secrets.token_hex(16)
+        self.ledger.put(_LINEAGE, self.lineage)
+        check_downlink(self.config)
+        self._downlink = Downlink(self.config.wire)
+
+    def stepped(self, before: AdapterState, after: AdapterState, change: NDArray[Any] | None) -> None:
+        """Take note of a round's change: sites that hold what was before it are sent no more than that."""
+        if change is not None:
+            first, second = (self.schema.pack(state.tensors) for state in (before, after))
+            self._downlink.stepped(first, second, change)
 
     def instruction(
         self,
@@ -86,6 +104,7 @@ class Federation:
             arm=arm,
             split=split,
             class_weights=self.class_weights if stage in ("train", "local") else None,
+            lineage=self.lineage,
             committed=self.committed,
         )
 
@@ -102,22 +121,36 @@ class Federation:
         if told and names:
             self._say_who_is_asked(names, instruction)
 
+        instruction, again = self._downlink.naming(instruction), []
+
         def receive(reply: Reply) -> None:
             name = by_node[reply.node]
             reply = _by_the_one_asked(reply, name)
+            if reply.code == CheckpointError.code and self._downlink.lost(name):
+                again.append(name)
+                return
+            if reply.answer is not None and not reply.code:
+                self._downlink.answered(name, instruction)
             on_reply(name, reply)
             if told:
                 facts: dict[str, Any] = {"stage": instruction.stage, "up": reply.up, "code": reply.code}
                 self.ledger.event("answered", f"{name} answered", site=name, **facts)
 
-        exchange = ask(
-            self.line,
-            by_node,
-            instruction,
-            self.config.rounds.deadline,
-            receive,
-            lambda node, code: self._lost(by_node[node], code, instruction.round),
-        )
+        def send(nodes: list[int], seconds: float) -> Exchange:
+            return ask(
+                Addressed(self.line, lambda asked, node: self._downlink.to(by_node[node], asked)),
+                nodes,
+                instruction,
+                seconds,
+                receive,
+                lambda node, code: self._lost(by_node[node], code, instruction.round),
+            )
+
+        deadline, began = self.config.rounds.deadline, time.monotonic()
+        exchange = send([*by_node], deadline)
+        if again:
+            nodes = [self.sites[name].node for name in again]
+            exchange = _both(exchange, send(nodes, max(deadline - (time.monotonic() - began), 1.0)))
         replies = {by_node[node]: reply for node, reply in exchange.replies.items()}
         missing = sorted(by_node[n] for n in exchange.missing)
         self._silent = (self._silent - replies.keys()) | {*missing}
@@ -304,6 +337,15 @@ class Federation:
         present = self.line.present()
         there = [n for n in names if n not in self._silent or self.sites[n].node in present]
         return there if len(there) >= max(at_least, 1) else names
+
+
+def _both(first: Exchange, second: Exchange) -> Exchange:
+    """Return an exchange in which some nodes were asked twice; of those the second answer counts."""
+    asked = second.replies.keys() | {*second.missing}
+    replies = {node: reply for node, reply in first.replies.items() if node not in asked} | second.replies
+    sent = {node: first.sent.get(node, 0) + second.sent.get(node, 0) for node in {*first.sent, *second.sent}}
+    missing = (*first.missing, *second.missing)
+    return Exchange(replies, missing, first.down + second.down, sent)
 
 
 def _by_the_one_asked(reply: Reply, name: str) -> Reply:

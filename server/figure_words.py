@@ -21,6 +21,7 @@ METRICS = {
     "examples": "training examples",
     "weight": "weight in the mean",
     "update-norm": "norm of the update",
+    "codec-error": "error of the codec",
     "cosine": "cosine with the aggregate",
     "up": "bytes from the site",
     "down": "bytes to the site",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.update import SiteUpdate
+from server.update import Updates
 
 PAIRS_AT_MOST = 128
 """Sites beyond which updates are no longer held against each other: the work grows with their square."""
+_SPACE = 1 << 20
+"""Values of all updates at a time."""
 _CHUNK = 1 << 14
-"""Values of each update at a time: so that all of them fit into a processor's cache."""
+"""Values of each of them at most: so that all fit into a processor's cache."""
 _NUMBERS = re.compile(r"[0-9]+")
 _STEM = re.compile(r"stem|embed|token|^conv[01]$|^bn1$|^norm0$")
 _LATE = ("norm5", "bn2")
@@ -38,45 +40,57 @@ class Geometry:
     """``[sites][sites]`` cosines; a zero update has 0 with all. Empty beyond ``PAIRS_AT_MOST`` sites."""
 
 
-def geometry(updates: Sequence[SiteUpdate], mean: Mapping[str, Tensor]) -> Geometry:
-    """Hold updates against each other and their mean by one Gram matrix, summed in float64.
+def geometry(updates: Updates, mean: Tensor) -> Geometry:
+    """Hold updates against each other and their ``mean [numel]``, with sums in float64.
 
-    The vectors are never laid out whole, so memory does not grow with the adapter.
+    The vectors are never laid out whole, so memory grows neither with the adapter nor with the
+    number of sites.
     """
-    ordered = sorted(updates, key=lambda update: update.site)
-    count = len(ordered)
-    gram = np.zeros((count + 1, count + 1))
-    space = np.empty((count + 1, _CHUNK))
-    for name, total in mean.items():
-        vectors = [*(update.delta[name].numpy().reshape(-1) for update in ordered), total.numpy().reshape(-1)]
-        for start in range(0, total.numel(), _CHUNK):
-            part = space[:, : min(_CHUNK, total.numel() - start)]
-            for row, vector in enumerate(vectors):
-                part[row] = vector[start : start + _CHUNK]
-            _add_products(gram, part, count <= PAIRS_AT_MOST)
-    norms = np.sqrt(np.diagonal(gram))
+    names = tuple(sender.site for sender in updates.senders)
+    pairs = _all_products(updates, mean) if len(names) <= PAIRS_AT_MOST else None
+    if pairs is None:
+        squares, with_mean = _products_with_mean(updates, mean)
+    else:
+        squares, with_mean = np.diagonal(pairs), pairs[-1]
+    norms = np.sqrt(squares)
     scale = np.where(norms > 0, norms, np.inf)
-    cosines = np.clip(gram / scale[:, None] / scale, -1, 1)
-    names = tuple(update.site for update in ordered)
-    with_mean = zip(names, cosines[:count, count].tolist(), norms[:count].tolist(), strict=True)
-    size = float(norms[count])
+    cosines = np.clip(with_mean / scale / scale[-1], -1, 1).tolist()
+    size = float(norms[-1])
+    between = () if pairs is None else np.clip(pairs / scale[:, None] / scale, -1, 1)[:-1, :-1].tolist()
     return Geometry(
         sites=names,
-        cosines={site: cosine for site, cosine, norm in with_mean if norm > 0 and size > 0},
+        cosines={site: cosines[k] for k, site in enumerate(names) if norms[k] > 0 and size > 0},
         norm=size,
-        pairs=tuple(map(tuple, cosines[:count, :count].tolist())) if count <= PAIRS_AT_MOST else (),
+        pairs=tuple(map(tuple, between)),
     )
 
 
-def _add_products(gram: NDArray[np.float64], part: NDArray[np.float64], pairs: bool) -> None:
-    """Add the scalar products of all rows with each other, or only each with itself and the last."""
-    if pairs:
+def _all_products(updates: Updates, mean: Tensor) -> NDArray[np.float64]:
+    """Return the Gram matrix of the updates and, last, the mean."""
+    count = len(updates.senders) + 1
+    size = min(_CHUNK, _SPACE // count)
+    gram, space = np.zeros((count, count)), np.empty((count, size))
+    for start in range(0, len(mean), size):
+        stop = min(start + size, len(mean))
+        part = space[:, : stop - start]
+        for place in range(count - 1):
+            part[place] = updates.read(place, start, stop).numpy()
+        part[-1] = mean[start:stop].numpy()
         gram += part @ part.T  # of a matrix with itself BLAS computes one half
-        return
-    with_last = part @ part[-1]
-    np.einsum("ii->i", gram)[:-1] += np.einsum("ij,ij->i", part[:-1], part[:-1])
-    gram[:, -1] += with_last
-    gram[-1, :-1] += with_last[:-1]
+    return gram
+
+
+def _products_with_mean(updates: Updates, mean: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the squares of the updates and, last, of the mean, and their products with the mean."""
+    products = np.zeros(len(updates.senders) + 1)
+    for start in range(0, len(mean), _CHUNK):
+        stop = min(start + _CHUNK, len(mean))
+        middle = mean[start:stop].numpy()
+        products[-1] += middle @ middle
+        for place in range(len(products) - 1):
+            products[place] += updates.read(place, start, stop).double().numpy() @ middle
+    squares = [sender.norm**2 for sender in updates.senders]
+    return np.array([*squares, products[-1]]), products
 
 
 def drift(start: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, float]:

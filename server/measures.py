@@ -1,9 +1,9 @@
 """The numbers of a round that curves are drawn of, as rows: name, finding, site, round, value.
 
 Names are kebab-case. Of each site (``finding`` empty): ``auroc pr-auc ece`` (means over its findings),
-``loss pretext-loss steps seconds examples weight update-norm cosine up down payload``; of each site and
-finding ``auroc pr-auc ece``. Of the federation (``site`` empty): ``lora-error aggregate-norm seconds up
-down``.
+``loss pretext-loss steps seconds examples weight update-norm codec-error cosine up down payload``; of each
+site and finding ``auroc pr-auc ece``. Of the federation (``site`` empty): ``lora-error aggregate-norm
+seconds up down``.
 
 A site measures the adapter it *received* on its validation studies, so what comes with the answers
 of round r is true of the adapter after round r - 1; 0 is the adapter the run began with.
@@ -25,6 +25,7 @@ _OF_SITES = {
     "steps": "steps",
     "examples": "examples",
     "payload": "payload",
+    "codec_error": "codec-error",
 }
 _OF_ALL = {"lora_error": "lora-error", "seconds": "seconds", "up": "up", "down": "down"}
 
@@ -80,7 +81,10 @@ def from_record(record: Mapping[str, Any]) -> Iterator[Measure]:
         for site, value in (record.get(key) or {}).items():
             yield Measure(name, "", site, number, float(value))
     if record.get("status") == "committed":
-        for site, share in shares(record.get("examples") or {}).items():
+        examples = record.get("examples") or {}
+        if record.get("mean", "weighted") != "weighted":  # each site counts once
+            examples = dict.fromkeys(examples, 1)
+        for site, share in shares(examples).items():
             yield Measure("weight", "", site, number, share)
     for site, value in (record.get("validation_before") or {}).items():
         yield Measure("auroc", "", site, number - 1, float(value))

@@ -12,22 +12,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from common.adapter import AdapterState
+from common.adapter import AdapterSchema, AdapterState
 from common.errors import FedcxrError, QuorumError
 from common.pace import Pace, is_over, keep_pace, pace_of
 from common.phase import phase_of, trained_names
-from common.protocol import Answer
+from common.protocol import CODEC_ERROR, Answer
 from common.seeds import numpy_generator
 from server.admission import admit
 from server.checkpoint import Checkpoint, commit, sound_rounds
 from server.disk import with_room
+from server.downlink import broadcast
 from server.exchange import Reply
 from server.facts.reasons import reason_of, words_of
 from server.federation import Federation
 from server.geometry import drift, geometry
 from server.measures import Measure, from_record, of_validation
+from server.spool import Spool
 from server.strategies.strategy import aggregate
-from server.update import SiteUpdate
 
 _SLOW = 2.0
 """Seconds beyond which a commit must have waited for the disk."""
@@ -58,7 +59,8 @@ def train_rounds(federation: Federation, initial: AdapterState, folder: Path) ->
             federation.ledger.event("stopped", text, round=number - 1)
             break
         federation.enrol_late()
-        checkpoint, measures, pairs = _one_round(federation, number, state, memory, pace)
+        with Spool(_schema_of(federation, number), folder) as spool:
+            checkpoint, measures, pairs = _one_round(federation, number, state, memory, pace, spool)
         _keep(federation, checkpoint, folder)
         federation.committed = number
         details = {"drift": _drift(initial, checkpoint.state), **pairs}
@@ -89,7 +91,12 @@ def _keep(federation: Federation, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _one_round(
-    federation: Federation, number: int, state: AdapterState, memory: dict[str, Tensor], pace: Pace
+    federation: Federation,
+    number: int,
+    state: AdapterState,
+    memory: dict[str, Tensor],
+    pace: Pace,
+    spool: Spool,
 ) -> tuple[Checkpoint, list[Measure], dict[str, Any]]:
     """Carry out a round; returns what is committed, and the numbers and arrays that tell of it."""
     config, ledger = federation.config, federation.ledger
@@ -97,10 +104,9 @@ def _one_round(
     cohort = federation.cohort(numpy_generator(config.seed, "cohort", number))
     if pretraining:
         cohort = _with_images(federation, cohort)
-    schema = federation.schema.select(trained_names(federation.schema, config, number))
-    updates: dict[str, SiteUpdate] = {}
     rejected: dict[str, str] = {}
     answers: dict[str, Answer] = {}
+    payload: dict[str, int] = {}
 
     def receive(site: str, reply: Reply) -> None:
         code = reply.code
@@ -109,8 +115,10 @@ def _one_round(
             try:
                 known = federation.sites[site]
                 registered = known.pretrain_studies if pretraining else known.train_studies
-                updates[site] = admit(reply.answer, site, schema, config, registered, pretraining)
-                answers[site] = reply.answer
+                update = admit(reply.answer, site, spool.schema, config, registered, pretraining)
+                spool.add(update)
+                payload[site] = 0 if reply.answer.update is None else int(reply.answer.update.nbytes)
+                answers[site] = dataclasses.replace(reply.answer, update=None)
             except FedcxrError as error:
                 code, reason = error.code, words_of(error)
         if code:
@@ -119,7 +127,7 @@ def _one_round(
             facts = {"code": code, "reason": reason, "up": reply.up}
             ledger.event("rejected", text, round=number, site=site, **facts)
             return
-        text = f"Round {number}: {site} returned {size_text(reply.up)}, {updates[site].num_examples} studies"
+        text = f"Round {number}: {site} returned {size_text(reply.up)}, {update.num_examples} studies"
         ledger.event("returned", text, round=number, site=site, up=reply.up)
 
     started = time.monotonic()
@@ -133,29 +141,33 @@ def _one_round(
     record: dict[str, Any] = {
         "round": number,
         "cohort": cohort,
-        "returned": sorted(updates),
+        "returned": sorted(answers),
         "missing": missing,
         "rejected": dict(sorted(rejected.items())),
         "up": sum(reply.up for reply in replies.values()),
         "down": exchange.down,
-        "payload": {s: int(answers[s].update.nbytes) for s in sorted(answers)},  # type: ignore[union-attr]
+        "payload": dict(sorted(payload.items())),
         "loss": {} if pretraining else _metric(answers, "loss"),
         "pretext_loss": _metric(answers, "loss") if pretraining else {},
         "validation_before": _metric(answers, "validation-auroc"),
         "steps": _metric(answers, "steps"),
-        "examples": {site: update.num_examples for site, update in sorted(updates.items())},
-        "update_norm": {s: _norm(u.delta) for s, u in sorted(updates.items())},
+        "examples": {sender.site: sender.num_examples for sender in spool.senders},
+        "mean": config.strategy.mean,
+        "codec_error": _metric(answers, CODEC_ERROR),
+        "update_norm": {sender.site: sender.norm for sender in spool.senders},
         "lora_error": None,
-        "status": "committed" if len(updates) >= config.rounds.quorum else "abandoned",
+        "status": "committed" if len(answers) >= config.rounds.quorum else "abandoned",
     }
     record["pace"] = asdict(keep_pace(pace, config, number, record["validation_before"]))
     measures: list[Measure] = []
     pairs: dict[str, Any] = {}
     if record["status"] == "committed":
-        outcome = aggregate(state, list(updates.values()), schema, memory, config)
-        state, memory = outcome.state, outcome.memory
+        outcome = aggregate(state, spool, memory, config)
+        sent = broadcast(state, outcome.state, memory | outcome.memory, spool.schema, config.wire)
+        federation.stepped(state, sent.state, sent.change)
+        state, memory = sent.state, sent.memory
         record["lora_error"] = outcome.lora_error
-        shape = geometry(list(updates.values()), outcome.mean)
+        shape = geometry(spool, outcome.mean)
         measures.append(Measure("aggregate-norm", "", "", number, shape.norm))
         measures += [Measure("cosine", "", site, number, value) for site, value in shape.cosines.items()]
         if shape.pairs:
@@ -170,6 +182,11 @@ def _one_round(
     for site, answer in answers.items():
         measures += of_validation(site, number - 1, answer.metrics)
     return Checkpoint(number, state, memory, record), measures, pairs
+
+
+def _schema_of(federation: Federation, number: int) -> AdapterSchema:
+    """Return the tensors a round trains."""
+    return federation.schema.select(trained_names(federation.schema, federation.config, number))
 
 
 def _with_images(federation: Federation, cohort: Sequence[str]) -> list[str]:
@@ -214,10 +231,6 @@ def _sentence(record: Mapping[str, Any]) -> str:
 
 def _metric(answers: Mapping[str, Answer], key: str) -> dict[str, Any]:
     return {s: a.metrics[key] for s, a in sorted(answers.items()) if key in a.metrics}
-
-
-def _norm(delta: Mapping[str, Tensor]) -> float:
-    return float(sum(float(t.double().square().sum()) for t in delta.values()) ** 0.5)
 
 
 def size_text(count: float) -> str:

@@ -108,9 +108,14 @@ class Experiment(RunConfig):
     thumbnail_baseline: bool = False
     """Also fit logistic regression to 32 x 32 thumbnails at every site."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads per site; 0: all cores."""
+    """CPU threads per site; 0: all cores, which under the Ray engine as many workers as memory allows
+    divide. Both engines give the same bits with the same number."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs per site under the Ray engine, for example 0.25: four sites share one."""
+    """GPUs per site under the Ray engine, for example 0.25: four sites share one; 0: as many sites to a GPU
+    as its memory holds."""
+    stack: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Sites trained in one pass over their stacked adapters, for many small sites; 0: one by one. For the
+    inline engine; equal to one by one but for rounding."""
     faults: tuple[Fault, ...] = ()
     """Sites that misbehave on purpose; for the inline engine."""
     benchmark: dict[str, Any] = Field(default_factory=dict)

@@ -1,14 +1,16 @@
 """An in-process Grid: every message passes Flower's own serialisation, nothing else of Flower runs.
 
 Deterministic and ready at once, for a laptop and for tests. A node works when its answer is
-asked for, one node at a time, in the order the messages were sent.
+asked for, one node at a time, in the order the messages were sent; where nodes meet to train in one
+pass, several of them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -19,21 +21,33 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from common.protocol import MESSAGE_TYPES
+
+if TYPE_CHECKING:
+    from simulations.stacked.meeting import Meeting
+
 logger = logging.getLogger(__name__)
 
 Tamper = Callable[[Message], Message | None]
 """What happens to a reply on its way: it may be changed or lost (None)."""
 
 _APP_ERROR = 2
+_TRAINS = {MESSAGE_TYPES["train"], MESSAGE_TYPES["local"]}
+"""What nodes answer together where they meet."""
 
 
 class InlineGrid(Grid):
     """Nodes of one process; ``contexts`` gives each its node config and the run's config."""
 
     def __init__(
-        self, app: ClientApp, contexts: Mapping[int, Context], tamper: Tamper = lambda reply: reply
+        self,
+        app: ClientApp,
+        contexts: Mapping[int, Context],
+        tamper: Tamper = lambda reply: reply,
+        meeting: Meeting | None = None,
     ) -> None:
         self._app, self._contexts, self._tamper = app, contexts, tamper
+        self._meeting = meeting
         self._pending: dict[str, Message] = {}
         run_id = next(iter(contexts.values())).run_id
         self._run = Run.create_empty(run_id)
@@ -75,12 +89,13 @@ class InlineGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Let the first waiting node work and return its reply."""
+        """Let the first waiting node work, or those that meet, and return what they reply."""
         wanted = set(message_ids)
-        for message_id in [m for m in self._pending if m in wanted]:
-            reply = self._tamper(self._answer(self._pending.pop(message_id)))
-            if reply is not None:
-                return [through_the_wire(reply)]
+        while waiting := [m for m in self._pending if m in wanted]:
+            answers = self._next_answers(waiting)
+            replies = [reply for answer in answers if (reply := self._tamper(answer)) is not None]
+            if replies:
+                return [through_the_wire(reply) for reply in replies]
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -90,6 +105,14 @@ class InlineGrid(Grid):
         while any(message_id in self._pending for message_id in waiting):
             replies += self.pull_messages(waiting)
         return replies
+
+    def _next_answers(self, waiting: list[str]) -> list[Message]:
+        first = self._pending[waiting[0]].metadata
+        if self._meeting is None or first.message_type not in _TRAINS:
+            return [self._answer(self._pending.pop(waiting[0]))]
+        alike = [m for m in waiting if self._pending[m].metadata.message_type == first.message_type]
+        messages = [self._pending.pop(m) for m in alike[: self._meeting.size]]
+        return self._meeting.answer([partial(self._answer, message) for message in messages])
 
     def _answer(self, message: Message) -> Message:
         try:

@@ -33,6 +33,7 @@ from server.checkpoint import read
 from server.ledger import Ledger
 from server.local_models import read_adapter
 from server.report_held_out import ALL_BUT, HELD_OUT
+from server.strategies.strategy import check_strategy
 from simulations.view import View
 
 Federate = Callable[[RunConfig, Mapping[str, Path], Path], None]
@@ -53,7 +54,7 @@ def leave_one_out(
         ConfigError: if there are fewer than two sites.
         FedcxrError: whatever stops one of the runs; nothing committed is lost.
     """
-    check_leave_out(files)
+    check_leave_out(files, config)
     for left_out in files:
         place = folder / FOLDER / left_out
         if not (place / _ADAPTER).is_file():
@@ -68,14 +69,15 @@ def leave_one_out(
     _measure(config, files, folder)
 
 
-def check_leave_out(files: Mapping[str, Path]) -> None:
-    """Refuse to leave one site out of a single one.
+def check_leave_out(files: Mapping[str, Path], config: RunConfig) -> None:
+    """Refuse to leave one site out where what is left could not be averaged.
 
     Raises:
-        ConfigError: if there are fewer than two sites.
+        ConfigError: if there are fewer than two sites, or too few for the plan's mean without one.
     """
     if len(files) < 2:
         raise ConfigError("the arm held-out needs at least two sites", found=str(len(files)))
+    check_strategy(training_only(config, len(files) - 1))
 
 
 def training_only(config: RunConfig, sites: int) -> RunConfig:
@@ -89,8 +91,10 @@ def training_only(config: RunConfig, sites: int) -> RunConfig:
         "calibrate": "none",
         "compare_calibration": False,
     }
+    mean = config.strategy.mean if sites > 1 else "weighted"  # of one site every mean is the same
     return config.model_copy(
         update={
+            "strategy": config.strategy.model_copy(update={"mean": mean}),
             "rounds": config.rounds.model_copy(update=rounds),
             "evaluate": config.evaluate.model_copy(update=plain),
             "personalise": config.personalise.model_copy(update={"method": "none"}),

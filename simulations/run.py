@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -26,6 +25,7 @@ from simulations.experiment import Experiment
 from simulations.faults import tamper_with
 from simulations.leave_out import check_leave_out, leave_one_out, training_only
 from simulations.prepare import prepare_sites, write_pooled_site
+from simulations.stacked.limits import check_stack
 from simulations.text_probe import in_words, probe_sites
 from simulations.view import View
 
@@ -73,10 +73,14 @@ def run_experiment(
         )
     if experiment.faults and engine != "inline":
         raise ConfigError("faults are simulated by the inline engine only", found=engine)
+    if experiment.stack and engine != "inline":
+        raise ConfigError("stack is for the inline engine", found=engine, fix="set stack = 0")
     folder.mkdir(parents=True, exist_ok=True)
     view.say(f"{experiment.title}: writing to {folder}")
     draft = experiment.run_config(0)
     # What is wrong with the model is said before a single image is drawn.
+    if experiment.stack:
+        check_stack(draft)
     model_of(draft)
     view.begin(folder)
     files = prepare_sites(experiment, folder / "sites") if sites is None else sites
@@ -88,7 +92,7 @@ def run_experiment(
         _pooled_arm(experiment, config, files, folder, view)
     held_out = "held-out" in experiment.arms
     if held_out:
-        check_leave_out(files)
+        check_leave_out(files, config)
     with view.follow(folder, "federated", config.last_round):
         _federate(experiment, engine, config, files, folder)
     if held_out:
@@ -104,10 +108,9 @@ def _federate(
 ) -> None:
     """Carry out a plan at some sites, in a folder."""
     if engine == "ray":
-        threads = experiment.threads or os.cpu_count() or 1
-        run_ray(config, files, folder, threads, experiment.gpus)
+        run_ray(config, files, folder, experiment.threads, experiment.gpus)
     else:
-        run_inline(config, files, folder, tamper_with(experiment.faults))
+        run_inline(config, files, folder, tamper_with(experiment.faults), experiment.stack)
 
 
 def _pooled_arm(

@@ -15,7 +15,6 @@ takes over the rows that still hold. What left the table thereby leaves the cach
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -32,7 +31,7 @@ from client.data.facts import BurnedIn, Facts
 from client.data.transforms import Fit
 from client.data.workers import shared_workers
 from common.errors import DataError
-from common.files import sync_folder
+from common.files import locked, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class PixelCache:
             for level in (folder, store.folder):
                 level.mkdir(mode=0o700, parents=True, exist_ok=True)
             store.folder.chmod(0o700)
-            with _locked(store.folder / "lock"):
+            with locked(store.folder / "lock"):
                 number, rows = store.refresh([_stat(root, str(path)) for path in paths], progress)
                 pixels = store.map(number, len(rows))
         except OSError as error:
@@ -276,13 +275,3 @@ def _stat(root: Path, path: str) -> _File:
     except (OSError, ValueError):
         return _File(path, -1, -1)
     return _File(path, status.st_size, status.st_mtime_ns)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -18,9 +18,9 @@ from client.gate.cells import check_evaluation, check_labels, check_sums, check_
 from client.gate.figures import refused, rules_for
 from client.gate.policy import MetricGroup, Policy
 from client.site import SiteConfig
-from common.codec import DTYPES
+from common.codec import DTYPES, decode, for_models
 from common.config import RunConfig
-from common.errors import EgressError, FedcxrError
+from common.errors import EgressError, FedcxrError, SchemaError
 from common.protocol import ROUND_STAGES, Answer, Instruction, Value
 
 
@@ -190,15 +190,19 @@ def _check_update(answer: Answer, instruction: Instruction, config: RunConfig, p
         raise EgressError("an update has another number format than plan and policy allow")
     if update.ndim != 1 or not update.size:
         raise EgressError("an update is not one flat array", found=f"shape {update.shape}")
-    received = 0 if instruction.adapter is None else instruction.adapter.size
-    if update.size > received or (own and update.size < received):
+    received = instruction.numel if instruction.adapter is None else instruction.adapter.size
+    try:
+        values = decode(update, for_models(config.wire) if own else config.wire, received)
+    except SchemaError as error:
+        raise EgressError(f"an update cannot leave: {error.problem}", found=error.found) from None
+    if not values.size or (own and values.size < received):
         raise EgressError(
-            f"an update is {'larger' if update.size > received else 'smaller'} than the adapter it changes",
-            found=f"{update.size} numbers, received {received}",
+            "an update is smaller than the adapter it changes",
+            found=f"{values.size} numbers, received {received}",
         )
-    if not np.isfinite(update).all():
+    if not np.isfinite(values).all():
         raise EgressError("an update holds NaN or infinity")
-    norm = float(np.linalg.norm(update.astype(np.float64)))
+    norm = float(np.linalg.norm(values.astype(np.float64)))
     limit = min(config.strategy.max_update_norm, policy.answers.max_update_norm)
     if norm > limit:
         raise EgressError("an update is larger than plan and policy allow", found=f"{norm:.4g}, {limit:g}")

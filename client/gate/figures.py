@@ -19,6 +19,7 @@ from common.protocol import (
     BIN_COUNTS,
     BIN_MEAN,
     BIN_SPAN,
+    CODEC_ERROR,
     LABEL_COUNTS,
     OWN_MODEL,
     RELEASED,
@@ -117,6 +118,7 @@ def _pretrain_rules(config: RunConfig, policy: Policy, metrics: Mapping[str, Val
         "steps": Rule(steps, steps, needed=True),
         "loss": Rule(0, 1e6, decimals=6, group="training"),
         "seconds": Rule(0, MOST, decimals=3, group="training"),
+        **_codec_rules(config),
     }
 
 
@@ -130,12 +132,20 @@ def _train_rules(config: RunConfig, policy: Policy, metrics: Mapping[str, Value]
         "loss": Rule(0, 1e6, decimals=6, group="training"),
         "seconds": Rule(0, MOST, decimals=3, group="training"),
         "validation-auroc": Rule(0, 1, decimals=3, group="training"),
+        **_codec_rules(config),
     }
     each = dict.fromkeys(VALIDATION_SHARES, Rule(0, 1, decimals=3, group="findings"))
     each |= dict.fromkeys(VALIDATION_COUNTS, Rule(0, MOST, group="findings"))
     for finding in config.data.findings:
         told |= {validation_key(finding, name): rule for name, rule in each.items()}
     return told
+
+
+def _codec_rules(config: RunConfig) -> dict[str, Rule]:
+    """Return the rule of what a codec loses of an update, where it loses anything."""
+    if config.wire.codec == "fp32":
+        return {}
+    return {CODEC_ERROR: Rule(0, 1, decimals=6, group="training")}
 
 
 def _local_rules(config: RunConfig, policy: Policy) -> dict[str, Rule]:

@@ -22,7 +22,7 @@ from common.protocol import Stage
 from common.sections import Names, Positive, Redaction, Section
 
 Method = Literal["head", "bitfit", "lora", "adapter", "vera", "ia3", "norm", "full"]
-Codec = Literal["fp32", "fp16"]
+Codec = Literal["fp32", "fp16", "int8", "topk"]
 MetricGroup = Literal["set-aside", "training", "findings", "histograms"]
 
 
@@ -184,13 +184,14 @@ HARMLESS = frozenset(
         "train.optimizer", "train.lr", "train.head_lr", "train.weight_decay", "train.momentum",
         "train.schedule", "train.warmup", "train.class_weights", "train.grad_clip", "train.augment",
         "train.precision", "train.select", "train.prefix_cache", "train.plateau_patience", "train.min_lr",
-        "train.modality_dropout",
-        "strategy.name", "strategy.proximal_mu", "strategy.server_lr", "strategy.beta1",
+        "train.modality_dropout", "train.views", "train.cache_dtype",
+        "strategy.name", "strategy.mean", "strategy.trim",
+        "strategy.proximal_mu", "strategy.server_lr", "strategy.beta1",
         "strategy.beta2", "strategy.tau", "strategy.max_examples",
         "rounds.sites", "rounds.deadline", "rounds.select", "rounds.probe", "rounds.patience",
         "pretrain.mask", "pretrain.lr",
         "personalise.lr", "personalise.proximal_mu",
-        "evaluate.missing_modality",
+        "wire.keep", "wire.feedback", "wire.entropy", "wire.downlink", "evaluate.missing_modality",
     }
 )  # fmt: skip
 """Keys that change how training goes, not what may leave nor what it costs by orders of magnitude."""

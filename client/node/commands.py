@@ -16,9 +16,9 @@ Place = Annotated[Path, typer.Argument(help="The site's site.toml, or the folder
 def start(place: Place = Path("site.toml")) -> None:
     """Connect this site to its centre and answer what is asked, until Ctrl-C or SIGTERM.
 
-    Three processes run: the worker, which holds data and model; the node, which talks to the centre;
-    and Flower's executor. Whatever dies is started again. Nothing is asked or answered that was not
-    approved; every instruction and every answer stands in the audit.
+    Two processes run: the worker, which holds data and model, and the node, which talks to the centre.
+    Whatever dies is started again. Nothing is asked or answered that was not approved; every
+    instruction and every answer stands in the audit.
     """
     with fail_clearly():
         from client.node.start import run_site

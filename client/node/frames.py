@@ -1,4 +1,4 @@
-"""What the relay and the worker say to each other: a line of JSON and raw arrays, sizes bounded.
+"""What the node and the worker say to each other: a line of JSON and raw arrays, sizes bounded.
 
 A frame is the length of its header (4 bytes, big-endian), the header in JSON, and the bytes of the
 arrays the header lists with their type and shape. Nothing is unpickled. The same bytes, in a file,
@@ -26,7 +26,7 @@ from common.protocol import SINGLE_ARRAYS, Answer, Instruction
 MAX_HEADER = 4_000_000
 MAX_ARRAYS = 4_000_000_000
 """Bytes of all arrays of a frame."""
-_TYPES = ("float16", "float32", "float64")
+_TYPES = ("float16", "float32", "float64", "uint8")
 _LENGTH = struct.Struct(">I")
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -1,8 +1,9 @@
 """The journal of a site: every instruction taken and every answer, until the centre has it.
 
 One folder per message: ``request.pb`` and ``objects/`` as they came, ``state.json``, and once it is
-finished ``reply.pb`` and ``replies/``. Every step is a whole file renamed into place, so a process
-that dies at any line finds what it did before.
+finished ``reply.pb`` and ``replies``, all its objects in one file: each file costs a flush to disk
+while a round waits. Every step is a whole file renamed into place, so a process that dies at any line
+finds what it did before.
 
     arriving -> here -> accepted -> answered -> audited -> (gone)
 """
@@ -74,18 +75,23 @@ class Entry:
 
     def expired(self) -> bool:
         """Whether the centre no longer waits for the answer."""
+        return self.patience() < 0
+
+    def patience(self) -> float:
+        """Return the seconds for which the centre still waits for the answer."""
         metadata = self.request.metadata
-        return metadata.created_at + metadata.ttl < time.time()
+        return float(metadata.created_at + metadata.ttl - time.time())
 
     def put(self, object_id: str, content: bytes) -> None:
-        """Keep one object of the instruction.
+        """Keep one object of the instruction; several threads may.
 
         Raises:
             SchemaError: if it is not what its name says, or the instruction becomes too large.
         """
         if hashlib.sha256(content).hexdigest() != object_id:
             raise SchemaError("an object of an instruction is not what its name says")
-        if sum(f.stat().st_size for f in (self.path / "objects").iterdir()) + len(content) > MAX_INSTRUCTION:
+        here = [file for file in (self.path / "objects").iterdir() if file.name[0] != "."]
+        if sum(file.stat().st_size for file in here) + len(content) > MAX_INSTRUCTION:
             raise SchemaError("an instruction is larger than any may be")
         self._write(f"objects/{object_id}", content)
 
@@ -99,10 +105,8 @@ class Entry:
 
     def answer(self, message: MessageProto, tree: ObjectTree, objects: Mapping[str, bytes]) -> None:
         """Keep the reply, whole, before any of it leaves."""
-        shutil.rmtree(self.path / "replies", ignore_errors=True)
-        (self.path / "replies").mkdir()
-        for object_id, content in objects.items():
-            self._write(f"replies/{object_id}", content)
+        sizes = json.dumps({object_id: len(content) for object_id, content in objects.items()}).encode()
+        self._write("replies", b"\n".join((sizes, b"".join(objects.values()))))
         request = PushMessagesRequest(messages_list=[message], message_object_trees=[tree])
         self._write("reply.pb", request.SerializeToString(deterministic=True))
         self.note(state="answered")
@@ -112,9 +116,15 @@ class Entry:
         """The reply's message and tree."""
         return PushMessagesRequest.FromString((self.path / "reply.pb").read_bytes())
 
-    def reply_object(self, object_id: str) -> bytes:
-        """Return one object of the reply."""
-        return (self.path / "replies" / object_id).read_bytes()
+    def replies(self) -> dict[str, bytes]:
+        """Return the objects of the reply."""
+        data = (self.path / "replies").read_bytes()
+        first = data.index(b"\n")
+        found, begin = {}, first + 1
+        for object_id, size in json.loads(data[:first]).items():
+            found[object_id] = data[begin : begin + size]
+            begin += size
+        return found
 
     def drop(self) -> None:
         """Take it out of the journal."""

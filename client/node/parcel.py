@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from flwr.app import Message
@@ -19,18 +18,16 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
-from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 
 from client.node.outbox import Entry
-from common.errors import EgressError, SchemaError
+from common.errors import SchemaError
 from common.protocol import Answer, Instruction
-from common.wire import answer_from_records, answer_to_records, instruction_from_records
+from common.wire import answer_to_records, instruction_from_records
 
-PATIENCE = 60.0
-"""Seconds the objects of an answer may take to come from the ClientApp."""
-_log = logging.getLogger(__name__)
+AT_ONCE = 4
+"""Objects of a message that travel at the same time."""
 
 
 def read_instruction(entry: Entry) -> Instruction:
@@ -52,24 +49,6 @@ def read_instruction(entry: Entry) -> Instruction:
     return instruction_from_records(entry.request.metadata.message_type, records)
 
 
-def read_answer(store: ObjectStore, message: Message, tree: ObjectTree, site: str) -> Answer | None:
-    """Read what a ClientApp hands back; None if it crashed, a bare code if it is no answer of ours."""
-    if message.has_error():
-        _log.warning("the ClientApp failed, Flower's code %s", message.error.code)
-        return None
-    try:
-        whole = inflate_object_from_contents(tree.object_id, _gather(store, tree))
-        if not isinstance(whole, Message) or whole.has_error():
-            return None
-        return answer_from_records(whole.content)
-    except SchemaError as error:
-        _log.warning("the ClientApp's answer is not one: %s", error)
-        return Answer(site, code=EgressError.code)
-    except Exception as error:  # noqa: BLE001  (Flower's reader fails in many ways on foreign bytes)
-        _log.warning("the ClientApp's answer cannot be read: %s", type(error).__name__)
-        return None
-
-
 def write_reply(entry: Entry, answer: Answer) -> tuple[Any, ObjectTree, dict[str, bytes]]:
     """Return an answer in Flower's form: its message, its tree, its objects."""
     reply = Message(answer_to_records(answer), reply_to=message_from_proto(entry.request))
@@ -81,7 +60,7 @@ def write_reply(entry: Entry, answer: Answer) -> tuple[Any, ObjectTree, dict[str
 
 
 def run_settings(run: Run, fab: Fab) -> Mapping[str, Any]:
-    """Return a run's settings as Flower's ClientApp will see them.
+    """Return a run's settings as Flower gives them to a ClientApp.
 
     Raises:
         SchemaError: if the app has no manifest that can be read.
@@ -105,15 +84,17 @@ def named(instruction: Instruction, run_id: int) -> dict[str, Any]:
     }
 
 
-def _gather(store: ObjectStore, tree: ObjectTree) -> dict[str, bytes]:
-    """Wait for the objects of an answer; a ClientApp that dies over them is not waited for for ever."""
-    deadline = time.monotonic() + PATIENCE
-    contents: dict[str, bytes] = {}
-    for part in iterate_object_tree(tree):
-        while not (content := store.get(part.object_id)):
-            if content is None or time.monotonic() >= deadline:
-                raise TimeoutError("an object of an answer did not come")
-            time.sleep(0.05)
-        validate_object_content(content)
-        contents[part.object_id] = content
-    return contents
+def for_each(names: Sequence[str], work: Callable[[str], None]) -> None:
+    """Do something for each name, a few at a time, since each waits for the network.
+
+    Raises:
+        Exception: the first that the work raised, in the order of the names, once none is under way.
+    """
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        under_way = [pool.submit(work, name) for name in names]
+        wait(under_way)
+        for one in under_way:
+            one.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

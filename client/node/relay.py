@@ -1,6 +1,6 @@
 """Hand an instruction to the site's worker process and bring back its answer.
 
-Flower starts a process for every message, so nothing here imports torch or reads a site's settings.
+Model, data and caches are the worker's: nothing here imports torch.
 """
 
 from __future__ import annotations

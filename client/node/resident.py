@@ -73,7 +73,7 @@ class Resident:
         before = time.monotonic()
         answer = self.worker.handle(instruction, run_config)
         took = time.monotonic() - before
-        _log.info("%s of round %d: %s in %.1f s", instruction.stage, instruction.round,
+        _log.info("%s of round %d: %s in %.3f s", instruction.stage, instruction.round,
                   answer.code or "done", took)  # fmt: skip
         self.answers.keep(instruction, answer)
         return answer

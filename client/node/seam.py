@@ -1,9 +1,10 @@
-"""Our seam around Flower's connection: everything that enters or leaves a site passes here.
+"""Our seam between Flower's connection and the worker: everything that enters or leaves a site passes here.
 
-In: an instruction is journalled whole, confirmed, and checked by the gate before Flower makes a task
-of it. Out: what the ClientApp hands back is read, checked by the egress gate and written anew from
-what was checked, journalled, audited, and only then sent; not one byte of the ClientApp's own
-message, its metadata or an exception's text leaves.
+In: an instruction is journalled whole, confirmed, checked by the gate, and handed to the worker. Out:
+what the worker answers is checked by the egress gate and written anew from what was checked,
+journalled, audited, and only then sent. Flower's own SuperNode would start a process of the run's
+ClientApp for each message, seconds of imports; here the worker that the hospital installed is asked,
+and no code that came over the network runs at all.
 """
 
 from __future__ import annotations
@@ -14,39 +15,42 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import httpx
 from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
-from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+)
 from flwr.supercore.run import Run, RunNotRunningException
 
 from client.gate.egress import CODES, answer_bytes
 from client.node.fleet import Released, Traffic
 from client.node.gates import Gate
 from client.node.outbox import Entry, Outbox
-from client.node.parcel import named, read_answer, read_instruction, run_settings, write_reply
+from client.node.pace import Pace
+from client.node.parcel import for_each, named, read_instruction, run_settings, write_reply
 from client.node.standing import Standing, in_words
-from common.errors import AuditError, EgressError, FedcxrError, SchemaError, WorkerError
+from common.errors import AuditError, FedcxrError, SchemaError, WorkerError
 from common.protocol import Answer, Instruction
 
-ATTEMPTS = 2
-"""How often an instruction is handed to a ClientApp that crashes."""
 STARTS = 8
-"""How often it is handed in over all, where this process dies meanwhile too."""
-LIVELY = 30.0
-"""Seconds after an answer in which the next instruction is likely; it is then asked for often."""
-POLL = 0.75
-"""Seconds between two such requests; Flower's own are 3 s apart."""
+"""How often an instruction is begun where this process dies over it."""
+TRIES = 20
+"""How often the centre is offered an answer, or asked for the rest of an instruction."""
 MIN_FREE = 200_000_000
 """Bytes that must be free before another instruction is taken; the centre keeps it until then."""
 _log = logging.getLogger(__name__)
+
+Work = Callable[[Instruction, Mapping[str, Any], float], Answer]
+"""Instruction, the run's settings, seconds the answer may take -> the worker's answer."""
 
 
 @dataclass(frozen=True)
@@ -63,134 +67,110 @@ class Connection:
     confirm: Callable[[int, str], None]
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What the centre says of a run, asked once and read once."""
+
+    run: Run
+    fab: Fab
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.fab.content).hexdigest()
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        return run_settings(self.run, self.fab)
+
+
 class Seam:
-    """Stands between Flower's loop and its connection."""
+    """Stands between Flower's connection and the worker."""
 
     def __init__(
         self,
         site: str,
         inner: Connection,
-        store: ObjectStore,
         outbox: Outbox,
         gate: Gate,
         standing: Standing,
         released: Released,
         traffic: Traffic,
+        work: Work,
+        pace: Pace | None = None,
     ) -> None:
         self.site = site
         self.inner = inner
-        self._store = store
+        self.pace = pace or Pace()
         self._outbox = outbox
         self._gate = gate
         self._standing = standing
         self._released = released
         self._traffic = traffic
-        self._runs: dict[int, tuple[Run, Fab]] = {}
-        self._handed: dict[str, int] = {}
+        self._work = work
+        self._runs: dict[int, _Known] = {}
+        self._entered: set[str] = set()
+        self._begun: set[str] = set()
+        self._read: tuple[str, Instruction] | None = None
         self._full = False
-        self._lively = 0.0
+        self._took = 0.0
 
-    def callbacks(self) -> tuple[Any, ...]:
-        """Return what Flower's loop takes for its connection."""
-        return (
-            self.inner.node_id, self.receive, self.send, self.get_run, self.get_fab,
-            self.pull_object, self.push_object, self.confirm,
-        )  # fmt: skip
+    def follow(self) -> None:
+        """Ask the centre for instructions and answer them, until an error ends it."""
+        while True:
+            if not self.turn():
+                time.sleep(self.pace.wait(self._took))
 
-    # ------------------------------------------------------------------ in
-
-    def receive(self) -> tuple[Message, ObjectTree] | None:
-        """Finish what is in the journal first; then ask the centre for more."""
+    def turn(self) -> bool:
+        """Go on with what is in the journal, then ask for more; returns whether something came."""
         try:
             self._traffic.note()
-            while True:
-                for entry in self._outbox.entries():
-                    handed = self._go_on(entry)
-                    if handed is not None:
-                        return handed
-                while not self._take():
-                    if time.monotonic() >= self._lively:
-                        return None  # and Flower's loop waits for 3 s
-                    time.sleep(POLL)
+            for entry in self._outbox.entries():
+                self._go_on(entry)
+            taken = self._take()
+            if taken is not None:
+                self._go_on(taken)
+            return taken is not None
+        except RunNotRunningException:
+            return False
         except OSError as error:
             self._note_disk(error)
-            return None
-
-    def get_run(self, run_id: int) -> Run:
-        """Return what the centre says of a run, asked once."""
-        return self._run(run_id)[0]
-
-    def get_fab(self, fab_hash: str, run_id: int) -> Fab:
-        """Return the app of a run, asked for once."""
-        return self._run(run_id)[1]
-
-    def pull_object(self, run_id: int, object_id: str) -> bytes:
-        """Return an object of an instruction from the journal."""
-        for entry in self._outbox.entries():
-            if entry.message_id in self._handed and entry.has(object_id):
-                return entry.object(object_id)
-        raise ObjectPullError(object_id, "it is not in the journal")
-
-    def confirm(self, run_id: int, message_id: str) -> None:
-        """Do nothing: the centre was told when the journal had it."""
-
-    # ------------------------------------------------------------------ out
-
-    def send(self, message: Message, tree: ObjectTree, _runtime: float) -> tuple[set[str], str]:
-        """Send what a ClientApp answered, if it may leave; nothing is left for Flower to push."""
-        entry = self._outbox.find(message.metadata.reply_to_message_id)
-        if entry is None:
-            _log.error("an answer to nothing that was asked is dropped")
-            return set(), ""
-        answer = read_answer(self._store, message, tree, self.site)
-        if answer is None:
-            if self._handed.get(entry.message_id, 0) < ATTEMPTS and not entry.expired():
-                self._standing.say("the ClientApp crashed; its instruction is handed in once more")
-                return set(), ""
-            answer = Answer(self.site, code=WorkerError.code)
-        try:
-            self._answer(entry, answer)
-        except OSError as error:
-            self._note_disk(error)
-            self._handed[entry.message_id] -= 1  # no fault of the instruction's
-        return set(), ""
-
-    def push_object(self, _run_id: int, _session_id: str, object_id: str, _contents: bytes) -> None:
-        """Refuse: objects leave with their answer, from the journal.
-
-        Raises:
-            EgressError: always.
-        """
-        raise EgressError("an object was about to leave by another way", found=object_id[:12])
+            return False
 
     # ------------------------------------------------------------------ one instruction
 
-    def _take(self) -> bool:
-        """Take one instruction from the centre into the journal; False if there is none."""
-        got = None if self._disk_is_full() else self.inner.receive()
+    def _take(self) -> Entry | None:
+        """Take one instruction from the centre into the journal, if there is one."""
+        if self._disk_is_full():
+            return None
+        began = time.monotonic()
+        got = self.inner.receive()
+        self._took = time.monotonic() - began
         if got is None:
-            return False
+            return None
+        self.pace.moved()
         message, tree = got
+        if self._outbox.find(message.metadata.message_id) is not None:
+            return None  # given once more because it is not confirmed yet; its turn has just been
         try:
-            self._outbox.take(message_to_proto(message), tree)
+            return self._outbox.take(message_to_proto(message), tree)
         except SchemaError as error:
             _log.error("a message was dropped: %s", error)
-        return True
+            return None
 
-    def _go_on(self, entry: Entry) -> tuple[Message, ObjectTree] | None:
-        """Do the next step for an instruction; returns it where a ClientApp has to work on it."""
+    def _go_on(self, entry: Entry) -> None:
+        """Take an instruction as far as it goes: to its answer at the centre, or put off."""
         try:
             if entry.expired() and entry.state != "arriving":
                 self._standing.say(f"too late for {_what(entry)}: the centre no longer waits for it")
-                entry.drop()
-                return None
-            if entry.state == "arriving":
-                self._pull(entry)
+                self._drop(entry)
+                return
+            if entry.state == "arriving" and not self._pull(entry):
+                return
             if entry.state == "here":
                 self._check(entry)
             if entry.state == "accepted":
-                return self._hand_in(entry)
-            if entry.state in ("answered", "audited"):
+                self._answer(entry, self._worked_on(entry))
+            elif entry.state in ("answered", "audited"):
                 self._deliver(entry)
         except RunNotRunningException:
             self._over(entry)
@@ -201,52 +181,67 @@ class Seam:
             self._answer(entry, Answer(self.site, code=error.code))
         except (ObjectPullError, ObjectPushError, httpx.HTTPStatusError) as error:
             self._put_off(entry, error)
-        return None
 
-    def _pull(self, entry: Entry) -> None:
-        """Bring every object of an instruction into the journal and tell the centre so."""
+    def _pull(self, entry: Entry) -> bool:
+        """Bring every object of an instruction into the journal and tell the centre so.
+
+        Returns False where some are still on their way from the ServerApp: they are asked for again.
+        """
         run_id = entry.request.metadata.run_id
         missing = [t.object_id for t in iterate_object_tree(entry.tree) if not entry.has(t.object_id)]
-        for object_id, content in pull_objects(
-            list(dict.fromkeys(missing)), lambda object_id: self.inner.pull_object(run_id, object_id)
-        ).items():
-            entry.put(object_id, content)
+
+        def pull(object_id: str) -> None:
+            entry.put(object_id, self.inner.pull_object(run_id, object_id))
+
+        try:
+            for_each(list(dict.fromkeys(missing)), pull)
+        except ObjectUnavailableError:
+            return False
         entry.note(state="here")
         self.inner.confirm(run_id, entry.message_id)
+        return True
 
     def _check(self, entry: Entry) -> None:
-        """Ask the gate; a refusal is answered at once and no task comes of it."""
+        """Ask the gate; a refusal is answered at once and the worker never sees it."""
         run_id = entry.request.metadata.run_id
         try:
-            instruction = read_instruction(entry)
+            instruction = self._instruction(entry)
         except SchemaError as error:
             self._gate.refuse(run_id, error)
             raise
-        entry.note(about=named(instruction, run_id))
-        self._enter(entry, instruction, resumed=False)
-        entry.note(state="accepted")
-        self._standing.asked(entry.facts["about"])
+        about = named(instruction, run_id)
+        try:
+            self._enter(entry, instruction, resumed=False)
+        except FedcxrError:
+            entry.note(about=about)  # for the words of its refusal
+            raise
+        entry.note(about=about, state="accepted", attempts=1)
+        self._begun.add(entry.message_id)
+        self._standing.asked(about)
 
     def _enter(self, entry: Entry, instruction: Instruction, resumed: bool) -> None:
         run_id = entry.request.metadata.run_id
-        run, fab = self._run(run_id)
-        if run.primary_task_type == TaskType.AGENT_APP:
-            raise SchemaError("a run is of a kind that fedcxr does not have", found="agent")
-        sha256 = hashlib.sha256(fab.content).hexdigest()
-        self._gate.enter(instruction, run_id, sha256, run_settings(run, fab), resumed)
-        self._handed[entry.message_id] = 0
+        known = self._run(run_id)
+        self._gate.enter(instruction, run_id, known.sha256, known.settings, resumed)
+        self._entered.add(entry.message_id)
 
-    def _hand_in(self, entry: Entry) -> tuple[Message, ObjectTree] | None:
-        """Give an accepted instruction to Flower's loop, unless it has crashed too often."""
-        if entry.message_id not in self._handed:
-            self._enter(entry, read_instruction(entry), resumed=True)
+    def _worked_on(self, entry: Entry) -> Answer:
+        """Return what the worker answers to an accepted instruction, however long it takes.
+
+        Raises:
+            WorkerError: if this process has died over it too often.
+        """
+        instruction = self._instruction(entry)
+        if entry.message_id not in self._entered:
+            self._enter(entry, instruction, resumed=True)
             self._standing.say(f"going on with {_what(entry)}, which was not finished")
-        starts = int(entry.facts["attempts"])
-        if self._handed[entry.message_id] >= ATTEMPTS or starts >= STARTS:
-            raise WorkerError("an instruction made the ClientApp or this process crash too often")
-        self._handed[entry.message_id] += 1
-        entry.note(attempts=starts + 1)
-        return message_from_proto(entry.request), entry.tree
+        if entry.message_id not in self._begun:
+            starts = int(entry.facts["attempts"])
+            if starts >= STARTS:
+                raise WorkerError("an instruction made this process crash too often")
+            entry.note(attempts=starts + 1)
+            self._begun.add(entry.message_id)
+        return self._work(instruction, self._config_of(entry), entry.patience())
 
     # ------------------------------------------------------------------ one answer
 
@@ -266,7 +261,7 @@ class Seam:
         if bare and answer.code in CODES:
             return answer
         try:
-            allowed = self._gate.leave(answer, read_instruction(entry), self._config_of(entry))
+            allowed = self._gate.leave(answer, self._instruction(entry), self._config_of(entry))
             self._gate.count(entry.request.metadata.run_id, answer_bytes(allowed))
         except AuditError:
             raise
@@ -301,40 +296,57 @@ class Seam:
         try:
             run_id = message.metadata.run_id
             wanted, session = self.inner.send(message_from_proto(message), tree, 0.0)
-            for object_id in wanted:
-                self.inner.push_object(run_id, session, object_id, entry.reply_object(object_id))
+            replies = entry.replies()
+
+            def push(object_id: str) -> None:
+                self.inner.push_object(run_id, session, object_id, replies[object_id])
+
+            for_each(sorted(wanted), push)
         finally:
             self._released.withdraw()
             self._traffic.note(now=True)
         self._standing.answered(facts["about"], facts["code"], facts["size"])
-        self._lively = time.monotonic() + LIVELY
-        entry.drop()
+        self.pace.moved()
+        self._drop(entry)
 
     def _over(self, entry: Entry) -> None:
         """Drop what the centre refuses: its run is over, or it has done without this answer."""
         self._standing.say(f"the centre no longer wants {_what(entry)}: it is dropped")
-        entry.drop()
+        self._drop(entry)
 
     def _put_off(self, entry: Entry, error: Exception) -> None:
         """Leave an instruction or answer in the journal for the next time, but not for ever."""
         tries = int(entry.facts.get("tries", 0)) + 1
         _log.warning("%s is put off (try %d): %s", entry.message_id[:12], tries, error)
-        if tries >= 20:
+        self.pace.hold()
+        if tries >= TRIES:
             self._standing.say(f"{_what(entry)} is given up: the centre does not take it")
-            entry.drop()
+            self._drop(entry)
             return
         entry.note(tries=tries)
 
     # ------------------------------------------------------------------ shared
 
-    def _run(self, run_id: int) -> tuple[Run, Fab]:
+    def _instruction(self, entry: Entry) -> Instruction:
+        """Return what is asked; the instruction at hand is read once, however large its adapter is."""
+        if self._read is None or self._read[0] != entry.message_id:
+            self._read = (entry.message_id, read_instruction(entry))
+        return self._read[1]
+
+    def _run(self, run_id: int) -> _Known:
         if run_id not in self._runs:
             run = self.inner.get_run(run_id)
-            self._runs = {run_id: (run, self.inner.get_fab(run.fab_hash, run_id))}
+            self._runs = {run_id: _Known(run, self.inner.get_fab(run.fab_hash, run_id))}
         return self._runs[run_id]
 
     def _config_of(self, entry: Entry) -> Mapping[str, Any]:
-        return run_settings(*self._run(entry.request.metadata.run_id))
+        return self._run(entry.request.metadata.run_id).settings
+
+    def _drop(self, entry: Entry) -> None:
+        entry.drop()
+        self._read = None
+        self._entered.discard(entry.message_id)
+        self._begun.discard(entry.message_id)
 
     def _disk_is_full(self) -> bool:
         full = shutil.disk_usage(self._outbox.folder).free < MIN_FREE
@@ -346,6 +358,7 @@ class Seam:
     def _note_disk(self, error: OSError) -> None:
         """Say that the journal cannot be written; what is in it is taken up again."""
         self._standing.say(f"the journal cannot be written: {error.strerror}; this is tried again")
+        self.pace.hold()
 
 
 def _what(entry: Entry) -> str:

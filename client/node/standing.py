@@ -23,8 +23,6 @@ from common.files import write_atomic
 
 EVENT = "event: "
 """How a line for the operator begins in supernode.log."""
-SECRET = "superexec.secret"
-"""File beside ``state.json``: what flower-superexec proves itself with to the node's Runtime API."""
 REVOKED, UNKNOWN, ACTIVE, UNSAFE, FAILED = 77, 76, 75, 74, 73
 """Exit codes of the node: not let in, no longer known, another one is active, the certificate does
 not fit, anything else."""
@@ -152,8 +150,13 @@ class Standing:
             self._write()
 
     def _write(self) -> None:
+        """Put the state in place whole, but not flushed to disk: a round does not wait for its status."""
+        new = self._file.with_name(f".{self._file.name}.new")
         with self._lock, suppress(OSError):
-            write_atomic(self._file, json.dumps(asdict(self.state)).encode())
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.touch(mode=0o600)
+            new.write_bytes(json.dumps(asdict(self.state)).encode())
+            new.replace(self._file)
 
 
 def state_file(folder: SiteFolder) -> Path:

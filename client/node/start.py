@@ -1,12 +1,10 @@
-"""Run a site's processes: the worker, the node, and Flower's executor beside it."""
+"""Run a site's processes: the worker and the node."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +13,11 @@ from pathlib import Path
 
 from client.gate.approval import Approval, current_approval
 from client.join.joining import Welcome, load_welcome
-from client.node.standing import ACTIVE, EVENT, REVOKED, SECRET, UNKNOWN, UNSAFE
+from client.node.standing import ACTIVE, EVENT, REVOKED, UNKNOWN, UNSAFE
 from client.place import SiteFolder
 from client.site import SiteConfig, load_site
 from common.errors import CredentialError, DeploymentError
-from common.files import write_atomic
-from common.supervise import Child, Supervisor, command, flower_environment
+from common.supervise import Child, Supervisor, flower_environment
 
 WAITS = {REVOKED: 30.0, UNKNOWN: 1.0, ACTIVE: 10.0, UNSAFE: 30.0}
 """Exit code of the node -> seconds until it is tried again."""
@@ -103,9 +100,7 @@ def stop_site(folder: SiteFolder, patience: float = STOPPING) -> bool:
 
 
 def _children(folder: SiteFolder, site: SiteConfig) -> list[Child]:
-    """Return the three processes; the two ends of the Runtime API get a fresh port and secret."""
-    port, secret = _free_port(), folder.outbox.with_name(SECRET)
-    write_atomic(secret, secrets.token_hex(32).encode())
+    """Return the two processes."""
     environment = flower_environment(folder.flower_home)
     folder.flower_home.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": str(site.device.threads)} if site.device.threads else {}
@@ -115,19 +110,9 @@ def _children(folder: SiteFolder, site: SiteConfig) -> list[Child]:
         Child("worker", (*module, "client.node.resident", str(folder.root)), {**environment, **threads}),
         Child(
             "supernode",
-            (*module, "client.node.supernode", str(folder.root), str(port)),
+            (*module, "client.node.supernode", str(folder.root)),
             environment,
             wait_after=WAITS,
-        ),
-        Child(
-            "superexec",
-            (
-                command("flower-superexec"),
-                "--insecure",
-                f"--runtime-api-address=127.0.0.1:{port}",
-                f"--superexec-auth-secret-file={secret}",
-            ),
-            environment,
         ),
     ]
 
@@ -142,12 +127,6 @@ def _listener(say: Say) -> Callable[[str, str], None]:
 
 def _stamped(line: str) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _lock_file(folder: SiteFolder) -> Path:

@@ -1,7 +1,8 @@
-"""The node: Flower's SuperNode loop with our seam around its connection.
+"""The node: our seam on the connection of Flower's SuperNode.
 
-``python -m client.node.supernode SITE_FOLDER PORT``: PORT is where the Runtime API listens, on
-loopback, for the flower-superexec beside it; the secret both share lies in the site's folder.
+``python -m client.node.supernode SITE_FOLDER``. Registration, node authentication, heartbeats and the
+protocol are Flower's. Its loop and its Runtime API are not started: they are there to run a ClientApp
+for each message, and here a worker is resident.
 """
 
 from __future__ import annotations
@@ -10,40 +11,32 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization.ssh import load_ssh_private_key
-from flwr.common.constant import ISOLATION_MODE_PROCESS
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supernode import fleet_http_connection, start_client_internal
-from flwr.supernode.cli.flower_supernode import SuperNodeLifespanConfig, _start_supernode_http_api
-from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supercore.exit import register_signal_handlers
+from flwr.supercore.telemetry import EventType
+from flwr.supernode import fleet_http_connection
 
-from client.app import SITE, WORKER_SOCKET
 from client.join.joining import load_welcome
 from client.node.fleet import FleetClient, Lock, Released, Traffic
 from client.node.gates import SiteGate
 from client.node.outbox import Outbox
-from client.node.seam import Connection, Seam
-from client.node.standing import SECRET, Standing
+from client.node.relay import ask_worker
+from client.node.seam import Connection, Seam, Work
+from client.node.standing import Standing
 from client.place import SiteFolder
 from client.site import load_site
 from common.console import fail_clearly
 from common.errors import CredentialError, FedcxrError
 
-HOOKS = (
-    (fleet_http_connection, "FleetHttpClient"),
-    (start_client_internal, "http_request_response"),
-)
-"""Names in Flower's modules that we put ours in place of; tests/client/node hold them to this version."""
+HOOK = (fleet_http_connection, "FleetHttpClient")
+"""The name in Flower's modules that we put ours in place of; tests/client/node hold it to this version."""
 _log = logging.getLogger(__name__)
 
 
-def run_node(folder: SiteFolder, port: int) -> int:
+def run_node(folder: SiteFolder) -> int:
     """Run until the connection ends or the process is asked to stop; returns the exit code."""
     site, welcome = load_site(folder.settings), load_welcome(folder)
     standing = Standing(folder, f"{welcome.centre} at {welcome.address}")
@@ -51,62 +44,22 @@ def run_node(folder: SiteFolder, port: int) -> int:
     traffic = Traffic(gate.record)
     released = Released()
     outbox = Outbox(folder.outbox)
-    states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
-    secret = folder.outbox.with_name(SECRET).read_bytes()
-    config = SuperNodeLifespanConfig(
-        server_address=welcome.address,
-        root_certificates=welcome.certificate.encode(),
-        insecure=False,
-        authentication_keys=_node_key(folder),
-        max_retries=None,
-        max_wait_time=None,
-        node_config={WORKER_SOCKET: str(folder.worker_socket), SITE: site.name},
-        isolation=ISOLATION_MODE_PROCESS,
-        runtime_certificates=None,
-        runtime_root_certificates_path=None,
-        health_server_address=None,
-        trusted_entities=None,
-        superexec_auth_secret=secret,
-        runtime_dependency_install=False,
-        host="127.0.0.1",
-        port=port,
-        runtime_ssl_certfile=None,
-        runtime_ssl_keyfile=None,
-    )
-    flowers = fleet_http_connection.http_request_response
-
-    @contextmanager
-    def connection(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
-        with flowers(*args, **kwargs) as callbacks:
-            store = states.objectstore_factory.store()
-            inner = Connection(*callbacks)
-            seam = Seam(site.name, inner, store, outbox, gate, standing, released, traffic)
-            yield _noted(seam, standing)
-
-    client = FleetClient.behind(Lock(released, traffic, standing), standing)
-    for (module, name), ours in zip(HOOKS, (client, connection), strict=True):
-        setattr(module, name, ours)
-    server, thread = _start_supernode_http_api(config, states)
+    work = worker_behind(folder.worker_socket, site.name)
+    setattr(*HOOK, FleetClient.behind(Lock(released, traffic, standing), standing))
     asked_to_stop = False
     try:
-        start_client_internal.start_client_internal(
-            state_factory=states,
-            server_address=config.server_address,
-            root_certificates=config.root_certificates,
-            insecure=config.insecure,
-            authentication_keys=config.authentication_keys,
-            node_config=config.node_config,
-            isolation=config.isolation,
-            runtime_api_address=f"{config.host}:{config.port}",
-            superexec_auth_secret=secret,
-            runtime_dependency_install=False,
-        )
+        # SIGTERM and SIGINT end the process through here, with Flower's word to its own retries.
+        register_signal_handlers(EventType.RUN_SUPERNODE_LEAVE, "the node was told to stop")
+        connect = fleet_http_connection.http_request_response
+        certificate = welcome.certificate.encode()
+        with connect(welcome.address, False, certificate, _node_key(folder)) as callbacks:
+            inner = Connection(*callbacks)
+            seam = Seam(site.name, inner, outbox, gate, standing, released, traffic, work)
+            _follow(seam, standing)
     except SystemExit as ended:
         asked_to_stop = not ended.code
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        server.should_exit = True
-        thread.join(timeout=2)
         try:
             traffic.note(now=True)
         except FedcxrError as error:
@@ -114,30 +67,32 @@ def run_node(folder: SiteFolder, port: int) -> int:
     return 0 if asked_to_stop and not standing.state.problem else standing.exit_code
 
 
-def main(place: str, port: str) -> int:
+def worker_behind(socket: Path, site: str) -> Work:
+    """Return what hands an instruction to the worker that listens on a socket."""
+    return lambda instruction, settings, patience: ask_worker(
+        socket, instruction, settings, site, patience=patience
+    )
+
+
+def main(place: str) -> int:
     """Run the node of a site's folder; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("flwr").propagate = False  # it has a handler of its own
-    return run_node(SiteFolder.of(Path(place)), int(port))
+    return run_node(SiteFolder.of(Path(place)))
 
 
-def _noted(seam: Seam, standing: Standing) -> tuple[Any, ...]:
-    """Say what ends the loop: Flower logs an exception there and returns as if nothing were."""
-    node_id, receive, *others = seam.callbacks()
-
-    def noted_receive() -> Any:
-        try:
-            return receive()
-        except FedcxrError as error:
-            standing.fault(error)
-            raise
-        except Exception as error:
-            standing.fault(error)
-            _log.exception("the node stops")
-            raise
-
-    return (node_id, noted_receive, *others)
+def _follow(seam: Seam, standing: Standing) -> None:
+    """Say what ends it: Flower's connection logs an exception and ends as if nothing were."""
+    try:
+        seam.follow()
+    except FedcxrError as error:
+        standing.fault(error)
+        raise
+    except Exception as error:
+        standing.fault(error)
+        _log.exception("the node stops")
+        raise
 
 
 def _node_key(folder: SiteFolder) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:

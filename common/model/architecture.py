@@ -33,10 +33,6 @@ class Architecture:
             x = net.get_submodule(name)(x)
         return x
 
-    def tail(self, net: Any, x: Tensor) -> Tensor:
-        """Turn the last block's output into the head's output ``[B, F]``."""
-        return net.get_classifier()(self.pool(net, x))
-
     def last(self, count: int) -> tuple[str, ...]:
         """Return the names of the last ``count`` blocks.
 
@@ -58,7 +54,8 @@ def _numbered(net: nn.Module, parent: str) -> Iterable[str]:
 
 def _vit(net: Any) -> Architecture:
     def stem(net: Any, x: Tensor) -> Tensor:
-        return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(x))))
+        # Without a class token the patches lie transposed in memory, and would through every block.
+        return net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(x)))).contiguous()
 
     def pool(net: Any, x: Tensor) -> Tensor:
         return net.forward_head(net.norm(x), pre_logits=True)

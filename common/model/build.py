@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from common.model.architecture import architecture_of
 from common.model.base import initialise_head, load_base
 from common.model.digest import tensor_digest
 from common.model.fusion import TEXT_HEAD, Fusion, TextInput, build_fusion
+from common.model.product import quicken
 from common.model.text.encoder import TextTower, load_text_tower
 from common.model.tower import Tower
 from common.pet.targets import Cut, TextCut, is_final_norm
@@ -62,6 +63,8 @@ class CxrModel:
             cuts[TEXT] = (self.text.net, TextCut(self.text.family, self.text.blocks, self.text.targets))
         for net, _ in cuts.values():
             net.requires_grad_(False)
+        for net, _ in cuts.values():
+            quicken(net)
         insert_towers(cuts, self.config)
         self.net.get_submodule(self.head_name).requires_grad_(True)
         if self.config.pet.final_norm:
@@ -188,8 +191,7 @@ class CxrModel:
 
     def image_features(self, images: Tensor) -> Tensor:
         """Map normalised images ``[B, C, S, S]`` to the features ``[B, D]`` that the head reads."""
-        last = self.prefix(images, len(self.arch.blocks))
-        return self.arch.pool(self.net, last)
+        return self.prefix(images, len(self.arch.blocks) + 1)
 
     def read_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Run the text tower over tokens ``[B, L]``: ``[B, T]``, or ``[B, L, T]`` for cross-attention.
@@ -209,36 +211,48 @@ class CxrModel:
 
     @property
     def frozen_blocks(self) -> int:
-        """How many leading blocks hold nothing trained; the prefix may be cached up to there."""
-        trained = {name for name, _ in self.towers[VISION].parameters()} & {*self.parameters}
-        if not self._stem_is_frozen(trained):
+        """How many leading blocks hold nothing trained in any round."""
+        return min(self.frozen_cut(self.parameters), len(self.arch.blocks))
+
+    def frozen_cut(self, trained: Iterable[str]) -> int:
+        """Return how many leading blocks hold none of the parameters ``trained``.
+
+        It is one more than there are blocks where only the head behind the pooled features is trained.
+        """
+        own = {name for name, _ in self.towers[VISION].parameters()} & {*trained}
+        if not self._stem_is_frozen(own):
             return 0
         for i, block in enumerate(self.arch.blocks):
-            if any(n.startswith(f"{block}.") for n in trained):
+            if any(n.startswith(f"{block}.") for n in own):
                 return i
-        return len(self.arch.blocks)
+        behind = all(n.startswith(f"{self.head_name}.") for n in own)
+        return len(self.arch.blocks) + behind
 
     def _stem_is_frozen(self, trained: set[str]) -> bool:
         inside = (*(f"{b}." for b in self.arch.blocks), f"{self.head_name}.")
         return all(n.startswith(inside) or is_final_norm(n) for n in trained)
 
     def prefix(self, images: Tensor, blocks: int) -> Tensor:
-        """Run the stem and the first ``blocks`` blocks."""
-        return self.arch.run(self.net, self.arch.stem(self.net, images), 0, blocks)
+        """Run the stem and the first ``blocks`` blocks; one more than there are pools too: ``[B, D]``."""
+        last = self.arch.run(self.net, self.arch.stem(self.net, images), 0, blocks)
+        return self.arch.pool(self.net, last) if blocks > len(self.arch.blocks) else last
 
     def suffix(
         self, hidden: Tensor, blocks: int, clinical: Tensor | None = None, text: TextInput | None = None
     ) -> Tensor:
         """Run what ``prefix`` with the same ``blocks`` left out; returns logits ``[B, F]``."""
-        rest = self.arch.run(self.net, hidden, blocks, len(self.arch.blocks))
+        count = len(self.arch.blocks)
+        rest = self.arch.run(self.net, hidden, blocks, count)
+        image = rest if blocks > count else self.arch.pool(self.net, rest)  # [B, D]
+        head = self.net.get_classifier()
         if self.fusion is None:
-            return self._beside(self.arch.tail(self.net, rest), clinical)
-        image = self.arch.pool(self.net, rest)  # [B, D]
-        said = self.fusion(image, text or self.fusion.no_text(len(image)), self.net.get_classifier())
-        return self._beside(said, clinical)
+            return self._beside(head(image), clinical)
+        return self._beside(self.fusion(image, text or self.fusion.no_text(len(image)), head), clinical)
 
     def train_mode(self, on: bool) -> None:
         """Switch dropout on or off; BatchNorm always stays with its frozen statistics."""
+        if self.net.training == on:
+            return
         self.net.train(on)
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -27,6 +27,8 @@ class Tower:
         outside = (f"{head}.",) if head else ()
         self.base_names = [f"{prefix}{n}" for n in net.state_dict() if not n.startswith(outside)]
         self._hooks: list[RemovableHandle] = []
+        self.laid: tuple[str, ...] = ()
+        """Layers over which a residual lies, by the network's own names."""
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield every parameter with its plain name."""
@@ -38,6 +40,15 @@ class Tower:
         base = {*self.base_names}
         names = sorted(name for name, _ in self.parameters())
         return tuple(n for n in names if n in base or _QKV_PART.sub(".qkv.", n) in base)
+
+    def added(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what is not the base's own: head, PET and its constants, with plain names."""
+        base = {*self.base_names}
+        buffers = self.net.named_buffers(remove_duplicate=False)
+        for name, tensor in (*self.net.named_parameters(), *buffers):
+            plain = f"{self.prefix}{_WRAPPING.sub('', name)}"
+            if plain not in base and _QKV_PART.sub(".qkv.", plain) not in base:
+                yield plain, tensor
 
     def base_tensors(self) -> dict[str, Tensor]:
         """The base's tensors under their original names, whatever PET has wrapped or split."""
@@ -76,6 +87,8 @@ class Tower:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self.laid = ()
         laid = {name: residual_hook(self.net, name, factors, device) for name, factors in residual.items()}
         for name, add in laid.items():
             self._hooks.append(self.net.get_submodule(name).register_forward_hook(add))
+        self.laid = tuple(laid)

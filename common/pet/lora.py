@@ -11,6 +11,7 @@ from peft import inject_adapter_in_model
 from torch import nn
 
 from common.config import RunConfig
+from common.pet.fused import fuse
 from common.pet.targets import Cut, default_targets, resolve_targets
 
 VIT_TARGETS = ("qkv", "proj", "fc1", "fc2")
@@ -39,6 +40,7 @@ def insert(net: Any, arch: Cut, config: RunConfig) -> None:
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
         elif ".lora_B." in name:
             nn.init.zeros_(parameter)
+    fuse(net)
 
 
 def scale(config: RunConfig) -> float:

@@ -52,6 +52,11 @@ class Arrivals:
         self._grid = grid
         self._arriving: dict[str, _Arrival] = {}
 
+    @property
+    def under_way(self) -> bool:
+        """Whether parts of an answer are still to come."""
+        return bool(self._arriving)
+
     def pull(self, ids: Sequence[str]) -> list[Message]:
         """Return the answers to some messages that are there whole, or lost; never waits for a part.
 

@@ -31,6 +31,10 @@ RETRY_FOR = 5.0
 _ENDED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 """What Flower answers a ServerApp whose task is over."""
 _BUSY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+SHORTEST, LONGEST = 0.05, 0.25
+"""Seconds between two looks for answers, at least and at most."""
+SHARE = 0.02
+"""Share of the time since the last message went or came that an answer may wait for us."""
 _REGISTRY_AGE = 1.0
 _SEQUENCE = "sequence"
 _TRANSIENT = (httpx.HTTPError, ObjectPullError, ObjectPushError)
@@ -46,7 +50,6 @@ class CentreLine(Line):
     how long, and no call waits without an end.
     """
 
-    poll = 0.25
     steady = False
 
     def __init__(
@@ -57,6 +60,7 @@ class CentreLine(Line):
         self._names: dict[int, str] = {}
         self._read_at = -_REGISTRY_AGE
         self._dead_since: float | None = None
+        self._moved = time.monotonic()
         self._arrivals: Arrivals | None = None
         if isinstance(grid, HttpGrid):
             self._arrivals = Arrivals(grid)
@@ -87,12 +91,18 @@ class CentreLine(Line):
     def push(self, message: Message) -> str | None:
         """Send a message; None where the SuperLink did not take it: send the same one again."""
         ids = self._through(lambda: [*self.grid.push_messages([message])])
+        self._moved, self.poll = time.monotonic(), SHORTEST
         return ids[0] if ids and ids[0] else None
 
     def pull(self, ids: Sequence[str]) -> list[Message]:
         """Return the answers that have come; none while the SuperLink does not answer."""
         pull = self.grid.pull_messages if self._arrivals is None else self._arrivals.pull
-        return self._through(lambda: [*pull(ids)])
+        found = self._through(lambda: [*pull(ids)])
+        now = time.monotonic()
+        if found or (self._arrivals is not None and self._arrivals.under_way):
+            self._moved = now
+        self.poll = min(max(SHORTEST, SHARE * (now - self._moved)), LONGEST)
+        return found
 
     def silent(self) -> float:
         """Return for how many seconds the SuperLink has not answered; 0: it does."""

@@ -6,10 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from common.bundle import bundle_code_digest
-from common.codec import DTYPES
+from common.codec import most_bytes
 from common.config import RunConfig
 from common.errors import ConfigError, RunError
 from common.files import write_atomic
@@ -210,7 +208,7 @@ def _bundle_of(run: RunFolder) -> bytes:
 
 def _update_bytes(model: CxrModel, config: RunConfig, number: int) -> int:
     names = trained_names(model.schema, config, number)
-    return int(model.schema.select(names).numel * np.dtype(DTYPES[config.wire.codec]).itemsize)
+    return most_bytes(model.schema.select(names).numel, config.wire)
 
 
 def _read(file: Path) -> bytes:

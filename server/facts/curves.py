@@ -13,7 +13,8 @@ from server.facts.view import LedgerView
 
 _FIRST = ("auroc", "pr-auc", "loss", "ece")
 _ORDER = (
-    *_FIRST, "update-norm", "cosine", "weight", "seconds", "up", "down", "payload", "examples", "steps",
+    *_FIRST, "update-norm", "codec-error", "cosine", "weight", "seconds", "up", "down", "payload",
+    "examples", "steps",
 )  # fmt: skip
 _HIGHER = {"auroc", "pr-auc", "cosine", "weight", "examples", "steps"}
 _SPREAD = 4

@@ -30,6 +30,7 @@ METRICS = {
     "loss": "Training loss",
     "ece": "Calibration error (ECE)",
     "update-norm": "Update norm",
+    "codec-error": "Codec error",
     "cosine": "Cosine with the aggregate",
     "weight": "Weight in the mean",
     "seconds": "Seconds",

@@ -2,57 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
-from common.adapter import AdapterSchema
 from common.errors import SchemaError
-from server.update import SiteUpdate
+from server.strategies.stretch import Stretch, parts, stretches
+from server.update import Updates
+
+BLOCK = 1 << 17
+"""Values at a time: their float64 sums stay in the cache while every site's are added to them."""
 
 
-def weighted_mean(updates: Iterable[SiteUpdate], schema: AdapterSchema) -> dict[str, Tensor]:
+def weighted_mean(updates: Updates) -> Tensor:
     """Average updates, each site weighted by its number of examples (McMahan et al. 2017, alg. 1).
 
     A head row l is averaged over the sites that annotate finding l: sum_i n_il d_il / sum_i n_il.
-    A row nobody annotates gets exactly zero. Sums run in float64 one site at a time, so memory
-    does not grow with the federation; the result is float64.
+    A row nobody annotates gets exactly zero. Sums run in float64 in site order; a product of a
+    number of studies and an fp32 value is exact in it, so no machine rounds it differently.
 
     >>> import numpy as np
     >>> from common.adapter import AdapterSchema
+    >>> from server.spool import Spool
+    >>> from server.update import SiteUpdate
     >>> a = SiteUpdate("a", 1, np.array([1]), {"w": torch.tensor([0.0])})
     >>> b = SiteUpdate("b", 3, np.array([3]), {"w": torch.tensor([4.0])})
-    >>> weighted_mean([a, b], AdapterSchema((("w", (1,)),)))
-    {'w': tensor([3.], dtype=torch.float64)}
+    >>> weighted_mean(Spool.of([a, b], AdapterSchema((("w", (1,)),))))
+    tensor([3.], dtype=torch.float64)
+
+    Returns:
+        ``[numel]`` float64 in wire order.
 
     Raises:
-        SchemaError: if no site replied or an update's names differ from the schema's.
+        SchemaError: if there is no update.
     """
-    sums = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in schema.shapes}
-    weights = {n: torch.zeros((), dtype=torch.float64) for n in schema.names}
-    replied = False
-    for update in updates:
-        schema.check(dict(update.delta))
-        replied = True
-        for name in schema.names:
-            weight = _weight(update, name, schema)
-            sums[name] += _rows(weight, sums[name]) * update.delta[name].double()
-            weights[name] = weights[name] + weight
-    if not replied:
+    mean = zeros(updates)
+    space = torch.empty(min(BLOCK, len(mean)), dtype=torch.float64)
+    for stretch in stretches(updates.schema):
+        weights = stretch.weights(updates.senders)
+        if stretch.rows:
+            _average_rows(mean[stretch.start : stretch.stop], updates, stretch, torch.from_numpy(weights))
+            continue
+        total = int(weights.sum())
+        for start, stop in parts(stretch.start, stretch.stop, BLOCK) if total else ():
+            sums = space[: stop - start].zero_()
+            for place, weight in enumerate(weights[:, 0].tolist()):
+                sums.add_(updates.read(place, start, stop), alpha=weight)
+            torch.div(sums, total, out=mean[start:stop])
+    return mean
+
+
+def _average_rows(mean: Tensor, updates: Updates, stretch: Stretch, weights: Tensor) -> None:
+    """Write the mean of a tensor of the head, small beside the body; ``weights [sites, rows]``."""
+    sums = mean.reshape(stretch.rows, -1)
+    for place, weight in enumerate(weights.double()):
+        delta = updates.read(place, stretch.start, stretch.stop).double()
+        sums.addcmul_(delta.reshape(stretch.rows, -1), weight[:, None])
+    total = weights.sum(dim=0)
+    sums.div_(total.clamp(min=1)[:, None])
+
+
+def zeros(updates: Updates) -> Tensor:
+    """Return what a mean is written into.
+
+    Raises:
+        SchemaError: if there is no update.
+    """
+    if not updates.senders:
         raise SchemaError("there is no update to average")
-    means: dict[str, Tensor] = {}
-    for name, total in sums.items():
-        weight = _rows(weights[name], total)
-        means[name] = torch.where(weight > 0, total / weight.clamp(min=1), torch.zeros_like(total))
-    return means
-
-
-def _weight(update: SiteUpdate, name: str, schema: AdapterSchema) -> Tensor:
-    if name in schema.head:
-        return torch.from_numpy(update.labelled).double()
-    return torch.tensor(float(update.num_examples), dtype=torch.float64)
-
-
-def _rows(weight: Tensor, like: Tensor) -> Tensor:
-    return weight.reshape(-1, *[1] * (like.ndim - 1)) if weight.ndim else weight
+    return torch.zeros(updates.schema.numel, dtype=torch.float64)

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from common.files import READABLE, write_atomic
+from common.protocol import SAME_RANKING
 from simulations.benchmark.cells import Cell, label
 from simulations.benchmark.contrasts import FEDERATED, Estimate, Figures, Outcome, answer, outcomes
 from simulations.benchmark.grid import ARM, METRIC_WORDS, SEED, VARIANT, Contrast, Grid, Metric, Published
@@ -71,6 +72,12 @@ class Summary:
         """Every arm that was measured."""
         named = {arm for line in self.lines for arm in line.scores}
         return (*(arm for arm in ARMS if arm in named), *sorted(named - set(ARMS)))
+
+    @property
+    def trained_otherwise(self) -> tuple[str, ...]:
+        """Arms that the grid's metric can tell apart: scaled probabilities rank studies as before."""
+        same = SAME_RANKING if self.grid.metric in ("auroc", "pr_auc") else frozenset()
+        return tuple(arm for arm in self.arms if arm not in same)
 
     @property
     def at_fewer_sites(self) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client.augment import augment, normalise, to_float
+from client.augment import DRAWS, augment, augment_as, normalise, to_float, view_draws
 
 
 def batch(count: int = 3) -> torch.Tensor:
@@ -59,6 +59,26 @@ def test_a_positive_shift_moves_every_image_the_same_way_as_its_draw() -> None:
     assert centre.min() > 10
     assert centre.max() < 22
     assert centre.std() > 0.8
+
+
+def test_draws_are_all_that_decides() -> None:
+    images = batch()
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.rand((DRAWS, 3), generator=generator)
+    assert torch.equal(augment_as(images, 0.7, draws), augment(images, 0.7, torch.Generator().manual_seed(1)))
+    smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    middle = augment_as(smooth, 1.0, torch.full((DRAWS, 3), 0.5))
+    torch.testing.assert_close(middle, smooth, atol=1e-5, rtol=1e-5)
+
+
+def test_a_view_is_drawn_for_an_image_and_a_number_alone() -> None:
+    first = view_draws(b"one", 1)
+    assert torch.equal(first, view_draws(b"one", 1))
+    others = [view_draws(b"one", 2), view_draws(b"two", 1)]
+    assert not any(torch.equal(first, other) for other in others)
+    many = torch.stack([view_draws(bytes([i]), 1) for i in range(200)])
+    assert many.min() >= 0 and many.max() < 1
+    assert ((many.mean(0) - 0.5).abs() < 0.1).all() and ((many.var(0) - 1 / 12).abs() < 0.03).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -70,7 +70,7 @@ class Desk:
 
     def scores(self, state: AdapterState, split: str = "validation") -> np.ndarray:
         indices = self.data.split[split]
-        args = (state, self.model, self.data, self.inputs, self.start, "north", indices)
+        args = (state, self.model, self.inputs, self.start, "north", indices)
         return personal_scores(*args)
 
     def released(self, split: str = "validation") -> np.ndarray:
@@ -251,12 +251,30 @@ def test_a_dual_adapter_leaves_released_one_and_base_as_they_were(desk: Callable
 def test_a_dual_adapter_lies_beside_any_method(desk: Callable[..., Desk], method: str) -> None:
     """Also beside one that leaves nothing trained in the blocks, whose activations are cached."""
     scope = "all" if method == "full" else "last-2"
-    here = desk(personalise={"method": "dual"}, pet={"method": method, "scope": scope})
+    exact = {"cache_dtype": "fp32"}
+    here = desk(personalise={"method": "dual"}, pet={"method": method, "scope": scope}, train=exact)
     own = trained(here)
     assert any(not torch.equal(own.tensors[n], torch.zeros(())) for n in own if PRIVATE_A not in n)
     plain = here.config.train.model_copy(update={"prefix_cache": False})
     slow = dataclasses.replace(here, inputs=StudyInputs(here.model, here.data, plain))
     assert np.allclose(here.scores(own), slow.scores(own), atol=1e-6)
+    assert not np.allclose(here.scores(own), here.released())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_plan_that_only_probed_is_personalised_like_any_other(
+    desk: Callable[..., Desk], method: str
+) -> None:
+    """Its rounds read features alone; what is personalised lies before them."""
+    probed = {"train": {"cache_dtype": "fp32"}, "rounds": {"count": 1, "probe": 1}, "pet": {"scope": "all"}}
+    here = desk(personalise={"method": method}, **probed)
+    plain = here.config.train.model_copy(update={"prefix_cache": False})
+    slow = dataclasses.replace(here, inputs=StudyInputs(here.model, here.data, plain))
+    assert here.inputs.blocks and not slow.inputs.blocks
+    own, expected = (trained(desk_of) for desk_of in (here, slow))
+    for name, tensor in expected.tensors.items():
+        torch.testing.assert_close(own.tensors[name], tensor, atol=2e-4, rtol=1e-3)
+    assert np.allclose(here.scores(own), slow.scores(own), atol=1e-5)
     assert not np.allclose(here.scores(own), here.released())
 
 

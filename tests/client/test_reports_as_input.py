@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import client.prefix_cache as prefix_cache
 from client.data.dataset import SiteData
 from client.evaluate import predict
+from client.frozen import BATCH
 from client.prefix_cache import StudyInputs, drop_modalities, leave_out
 from client.train import train_round
 from common.adapter import AdapterState
@@ -70,11 +70,14 @@ EVERY = np.arange(STUDIES)
 def test_a_cache_says_what_the_towers_say(make, site, fusion, towers):
     model = make(model__fusion=fusion, pet__towers=towers, pet__scope="last-2")
     model.load(moved(model))
-    cached, plain = inputs_of(model, site), inputs_of(model, site, prefix_cache=False)
-    assert cached._hidden is not None and plain._hidden is None
-    assert (cached._read is not None) == (towers == "vision") and plain._read is None
-    torch.testing.assert_close(
-        predict(model, cached, EVERY), predict(model, plain, EVERY), atol=1e-6, rtol=1e-6
+    cached = inputs_of(model, site, cache_dtype="fp32")
+    plain = inputs_of(model, site, prefix_cache=False)
+    said, expected = predict(model, cached, EVERY), predict(model, plain, EVERY)
+    np.testing.assert_allclose(said, expected, atol=1e-6, rtol=1e-6)
+    assert (cached.image_outputs, plain.image_outputs) == ("memory", "nowhere")
+    assert (cached.text_outputs, plain.text_outputs) == (
+        ("memory" if towers == "vision" else "nowhere"),
+        "nowhere",
     )
 
 
@@ -84,31 +87,18 @@ def test_the_frozen_tower_runs_once_a_report(make, site, monkeypatch):
     hidden = model.text.hidden
     monkeypatch.setattr(model.text, "hidden", lambda ids, mask: ran.append(len(ids)) or hidden(ids, mask))
     inputs = inputs_of(model, site)
-    for _ in range(3):
+    predict(model, inputs, EVERY)
+    once = sum(ran)
+    for _ in range(2):
         predict(model, inputs, EVERY)
-    assert sum(ran) == STUDIES
+    assert sum(ran) == once == BATCH >= STUDIES
 
 
 def test_random_images_do_not_stop_reports_from_being_kept(make, site):
     model = make(pet__method="head", train__augment=0.5)
     inputs = StudyInputs(model, site, model.config.train)
-    assert inputs._hidden is None and inputs._read is not None
-
-
-def test_stochastic_depth_rules_the_prefix_cache_out(make, site):
-    assert inputs_of(make(pet__method="head"), site)._hidden is not None
-    assert inputs_of(make(pet__method="head", model__drop_path=0.1), site)._hidden is None
-
-
-def test_what_takes_too_much_memory_is_computed_every_time(make, site, monkeypatch):
-    model = make(pet__method="head")
-    whole = predict(model, inputs_of(model, site), EVERY)
-    vision = inputs_of(model, site)._bytes_needed()
-    for limit, kept in ((vision - 1, (False, True)), (vision, (True, False)), (10 * vision, (True, True))):
-        monkeypatch.setattr(prefix_cache, "MEMORY_LIMIT", limit)
-        inputs = inputs_of(model, site)
-        assert (inputs._hidden is not None, inputs._read is not None) == kept
-        np.testing.assert_allclose(predict(model, inputs, EVERY), whole, atol=1e-6)
+    train_round(model, site, inputs, model.initial_state(), 1, "north")
+    assert (inputs.image_outputs, inputs.text_outputs) == ("nowhere", "memory")
 
 
 def test_a_model_that_gets_no_report_says_what_it_says_of_studies_without(make, site):

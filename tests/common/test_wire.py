@@ -173,6 +173,23 @@ def test_whoever_changes_the_scaling_breaks_the_signature():
     assert len({i.signed_bytes() for i in (plain, scaled, other)}) == 3
 
 
+def test_a_change_and_the_adapter_it_leads_to_arrive_and_are_signed():
+    plain = Instruction("train", "a", "b", "c", 2, lineage="run")
+    sent = dataclasses.replace(plain, named="d" * 64, numel=7, change=np.arange(9, dtype=np.uint8))
+    got = instruction_from_records("train.round", through_the_network(instruction_to_records(sent)))
+    assert got.signed_bytes() == sent.signed_bytes()
+    assert got.change.tolist() == [*range(9)] and (got.named, got.numel, got.lineage) == ("d" * 64, 7, "run")
+    others = (
+        {"change": sent.change[::-1]},
+        {"change": None},
+        {"named": "e" * 64},
+        {"numel": 8},
+        {"lineage": "x"},
+    )
+    signed = {dataclasses.replace(sent, **other).signed_bytes() for other in others}
+    assert len(signed | {sent.signed_bytes()}) == 6
+
+
 def test_an_error_has_a_size_too():
     assert 0 < message_bytes(message(error=Error(code=5, reason="gone"))) < FRAMING
 

@@ -71,7 +71,7 @@ def finished(deploy: Callable[[str], Any]) -> Any:
     plan = d.plan(PLAN)
     for name in (*SITES, "west"):
         d.join(name, approve=False)
-        d.site("approve", d.sites[name], "--yes", "--by", "IT", "--plan", plan)
+        d.approve(name, "--plan", plan)
     d.up((*SITES, "west"))
     d.server("run", plan, "--name", "first", "--yes", timeout=600)
     d.released = d.root / "released"

@@ -54,7 +54,7 @@ def up(deploy: Callable[[str], Any]) -> Iterator[Any]:
     for seed, name in enumerate(SITES, start=1):
         d.export(name, "--studies", "60", "--seed", str(seed), "--size", "48")
         d.join(name, approve=False)
-        d.site("approve", d.sites[name], "--yes", "--by", "IT", "--plan", plan)
+        d.approve(name, "--plan", plan)
     d.run_plan = plan
     d.up(SITES)
     return d
@@ -125,7 +125,6 @@ def kill(d: Any, who: str, words: str, wait: Callable[..., object]) -> None:
 @pytest.mark.parametrize(
     ("who", "words", "resume"),
     [
-        ("north", "flwr-clientapp", False),
         ("north", "client.node.supernode", False),
         ("north", "client.node.resident", False),
         ("centre", "server.centre.superlink", False),
@@ -210,7 +209,7 @@ def test_the_centres_disk_full(
         for seed, name in enumerate(SITES, start=1):
             d.export(name, "--studies", "60", "--seed", str(seed), "--size", "48")
             d.join(name, approve=False)
-            d.site("approve", d.sites[name], "--yes", "--by", "IT", "--plan", plan)
+            d.approve(name, "--plan", plan)
         d.up(SITES)
         d.server("run", plan, "--name", "full", "--yes", "--detach")
         begun(d, "full", 2, wait)

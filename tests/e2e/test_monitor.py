@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.ports import free_port
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -81,15 +82,9 @@ def federation(deploy: Callable[[str], Any]) -> Any:
         else:
             text = text.replace("local_adapter = false", "local_adapter = true")
         policy.write_text(text)
-        d.site("approve", d.sites[name], "--yes", "--by", "IT", "--plan", plan)
+        d.approve(name, "--plan", plan)
     d.up(SITES)
     return d
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import app
 
-pytestmark = [pytest.mark.real_data, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real_data, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_severe_course_and_partial_labels_over_natural_sites(real_data: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def up(deploy: Callable[[str], Any]) -> Iterator[Any]:
     for seed, name in enumerate(("north", "south")):
         d.export(name, "--studies", "40", "--seed", str(seed), "--size", "48")
         d.join(name, approve=False)
-        d.site("approve", d.sites[name], "--yes", "--by", "IT", "--plan", plan)
+        d.approve(name, "--plan", plan)
     d.up(("north", "south"))
     d.run_plan = plan
     return d
@@ -82,7 +82,7 @@ def test_code_changed_by_one_byte(up: Any) -> None:
 
     files = {name: data for name, data in read_bundle(build_bundle()).items() if not name.startswith(".info")}
     source = files["client/app.py"]
-    files["client/app.py"] = source.replace(b"relay", b"relai", 1)
+    files["client/app.py"] = source.replace(b"hands", b"hants", 1)
     assert sum(a != b for a, b in zip(source, files["client/app.py"], strict=True)) == 1
     (up.root / "changed.fab").write_bytes(build_fab_from_files(files)[0])
     refused_run(up, "changed", "E_APPROVAL", up.run_plan, "--bundle", str(up.root / "changed.fab"))

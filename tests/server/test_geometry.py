@@ -13,10 +13,12 @@ from common.config import RunConfig
 from common.model.build import build_model
 from server import geometry as under_test
 from server.geometry import block_of, blocks_of, drift, geometry
+from server.spool import Spool
 from server.strategies.mean import weighted_mean
 from server.update import SiteUpdate
 
 SHAPES = {"blocks.0.a": (7, 3), "blocks.1.b": (300, 70), "head.bias": (5,)}
+SCHEMA = AdapterSchema(tuple(SHAPES.items()))
 
 
 def updates(count: int, seed: int, scale: float = 1.0) -> list[SiteUpdate]:
@@ -38,9 +40,9 @@ def flat(tensors) -> np.ndarray:
 @given(count=st.integers(1, 6), seed=st.integers(0, 1000), scale=st.sampled_from([1e-6, 1.0, 1e4]))
 def test_cosines_and_norm(count: int, seed: int, scale: float) -> None:
     sent = updates(count, seed, scale)
-    mean = weighted_mean(sent, AdapterSchema(tuple(SHAPES.items())))
-    found = geometry(sent[::-1], mean)
-    vectors, middle = [flat(update.delta) for update in sent], flat(mean)
+    held = Spool.of(sent[::-1], SCHEMA)
+    found = geometry(held, weighted_mean(held))
+    vectors, middle = [flat(update.delta) for update in sent], weighted_mean(held).numpy()
     norms = [np.linalg.norm(vector) for vector in vectors]
     assert found.sites == tuple(update.site for update in sent)
     assert found.norm == pytest.approx(np.linalg.norm(middle), rel=1e-12)
@@ -55,19 +57,20 @@ def test_cosines_and_norm(count: int, seed: int, scale: float) -> None:
 def test_a_zero_update_has_no_direction() -> None:
     sent = updates(2, 0)
     still = SiteUpdate("still", 1, np.ones(5, dtype=np.int64), {n: torch.zeros(s) for n, s in SHAPES.items()})
-    found = geometry([*sent, still], sent[0].delta)
+    found = geometry(Spool.of([*sent, still], SCHEMA), torch.from_numpy(flat(sent[0].delta)))
     assert [*found.cosines] == ["s000", "s001"] and found.cosines["s000"] == pytest.approx(1.0)
     assert found.pairs[2] == (0.0, 0.0, 0.0)
-    nothing = geometry([still], still.delta)
+    nothing = geometry(Spool.of([still], SCHEMA), torch.zeros(SCHEMA.numel, dtype=torch.float64))
     assert nothing.cosines == {} and nothing.norm == 0.0
 
 
 def test_among_too_many_sites_only_the_mean_is_held_against_each(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = updates(6, 3)
-    mean = weighted_mean(sent, AdapterSchema(tuple(SHAPES.items())))
-    whole = geometry(sent, mean)
+    held = Spool.of(sent, SCHEMA)
+    mean = weighted_mean(held)
+    whole = geometry(held, mean)
     monkeypatch.setattr(under_test, "PAIRS_AT_MOST", 5)
-    many = geometry(sent, mean)
+    many = geometry(held, mean)
     assert many.pairs == () and many.cosines == pytest.approx(whole.cosines, abs=1e-12)
     assert many.norm == pytest.approx(whole.norm)
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from common.adapter import AdapterSchema, AdapterState
 from common.config import RunConfig
 from common.errors import ConfigError, SchemaError
-from server.strategies.mean import weighted_mean
-from server.strategies.strategy import STEPS, aggregate, check_strategy
-from server.update import SiteUpdate
+from server.strategies.strategy import STEPS, check_strategy
+from server.update import SiteUpdate, named
+from tests.server.folding import fold, mean_of
 
 FINDINGS = 4
 SCHEMA = AdapterSchema(
@@ -57,7 +57,7 @@ START = AdapterState(draw(0), {})
 )
 def test_each_row_is_averaged_over_the_sites_that_label_it(sites):
     updates = [site(f"s{i}", n, i, labelled) for i, (n, labelled) in enumerate(sites)]
-    mean = weighted_mean(iter(updates), SCHEMA)
+    mean = mean_of(iter(updates), SCHEMA)
     examples = np.array([u.num_examples for u in updates], dtype=float)
     for name, _ in SCHEMA.shapes:
         deltas = np.stack([u.delta[name].double().numpy() for u in updates])
@@ -76,7 +76,7 @@ def test_each_row_is_averaged_over_the_sites_that_label_it(sites):
 
 def test_nothing_to_average_is_an_error():
     with pytest.raises(SchemaError, match="no update"):
-        weighted_mean([], SCHEMA)
+        mean_of([], SCHEMA)
 
 
 @pytest.mark.parametrize("spoil", ["missing", "extra", "shape"])
@@ -89,26 +89,26 @@ def test_an_update_that_does_not_fit_is_refused(spoil):
     else:
         delta["gain"] = torch.zeros(1)
     with pytest.raises(SchemaError):
-        weighted_mean([SiteUpdate("a", 1, np.ones(FINDINGS, dtype=int), delta)], SCHEMA)
+        mean_of([SiteUpdate("a", 1, np.ones(FINDINGS, dtype=int), delta)], SCHEMA)
 
 
 def test_a_mean_in_fp32_would_have_lost_the_small_site():
     """10^6 studies against one: the sums are kept in float64."""
     big = SiteUpdate("a", 10**6, np.array([1]), {"w": torch.tensor([1.0])})
     small = SiteUpdate("b", 1, np.array([1]), {"w": torch.tensor([-1e-7])})
-    mean = weighted_mean([big, small], AdapterSchema((("w", (1,)),)))
+    mean = mean_of([big, small], AdapterSchema((("w", (1,)),)))
     assert mean["w"].item() == pytest.approx((1e6 - 1e-7) / (1e6 + 1), rel=1e-15)
 
 
 @pytest.mark.parametrize("name", [*STEPS])
 def test_an_aggregate_tells_the_mean_it_was_made_of(name):
     updates = [site("b", 3, 2), site("a", 1, 1)]
-    outcome = aggregate(START, updates, SCHEMA, {}, CONFIGS[name])
-    expected = weighted_mean(sorted(updates, key=lambda update: update.site), SCHEMA)
-    assert all(torch.equal(outcome.mean[n], expected[n]) for n in SCHEMA.names)
+    outcome = fold(START, updates, SCHEMA, {}, CONFIGS[name])
+    expected, mean = mean_of(updates, SCHEMA), named(outcome.mean, SCHEMA)
+    assert all(torch.equal(mean[n], expected[n]) for n in SCHEMA.names)
     if name != "fedadam":
         assert all(
-            torch.equal((START.tensors[n].double() + outcome.mean[n]).float(), outcome.state.tensors[n])
+            torch.equal((START.tensors[n].double() + mean[n]).float(), outcome.state.tensors[n])
             for n in SCHEMA.names
         )
 
@@ -125,7 +125,7 @@ def test_who_answers_first_changes_no_bit(strategy):
         updates.append(SiteUpdate(name, n, np.full(FINDINGS, n), delta))
     results = set()
     for order in itertools.permutations(updates):
-        outcome = aggregate(START, order, SCHEMA, {}, CONFIGS[strategy])
+        outcome = fold(START, order, SCHEMA, {}, CONFIGS[strategy])
         memory = {n: t.numpy().tobytes() for n, t in outcome.memory.items()}
         results.add(str((bits(outcome.state), memory)))
     assert len(results) == 1
@@ -136,7 +136,7 @@ def test_who_answers_first_changes_no_bit(strategy):
 def test_sites_that_agree_are_a_fixed_point_of_the_mean(weights, seed):
     delta = draw(seed)
     updates = [SiteUpdate(f"s{i}", n, np.full(FINDINGS, n), delta) for i, n in enumerate(weights)]
-    outcome = aggregate(START, updates, SCHEMA, {}, CONFIGS["fedavg"])
+    outcome = fold(START, updates, SCHEMA, {}, CONFIGS["fedavg"])
     assert bits(outcome.state) == bits(START.plus(delta))
 
 
@@ -144,7 +144,7 @@ def test_sites_that_agree_are_a_fixed_point_of_the_mean(weights, seed):
 @pytest.mark.parametrize("examples", [1, 3, 999_983])
 def test_one_site_federated_is_that_site_trained_alone(strategy, examples):
     update = site("a", examples, 5)
-    outcome = aggregate(START, [update], SCHEMA, {}, CONFIGS[strategy])
+    outcome = fold(START, [update], SCHEMA, {}, CONFIGS[strategy])
     assert bits(outcome.state) == bits(START.plus(update.delta))
     assert outcome.memory == {}
 
@@ -153,7 +153,7 @@ def test_one_site_federated_is_that_site_trained_alone(strategy, examples):
 def test_a_zero_update_moves_nothing(strategy):
     zero = {n: torch.zeros(s) for n, s in SCHEMA.shapes}
     update = SiteUpdate("a", 3, np.full(FINDINGS, 3), zero)
-    outcome = aggregate(START, [update], SCHEMA, {}, CONFIGS[strategy])
+    outcome = fold(START, [update], SCHEMA, {}, CONFIGS[strategy])
     assert bits(outcome.state) == bits(START)
 
 
@@ -161,7 +161,7 @@ def test_a_zero_update_moves_nothing(strategy):
 def test_the_received_state_is_not_touched_and_the_result_is_fp32(strategy):
     before = bits(START)
     memory: dict[str, torch.Tensor] = {}
-    outcome = aggregate(START, [site("a", 3, 1)], SCHEMA, memory, CONFIGS[strategy])
+    outcome = fold(START, [site("a", 3, 1)], SCHEMA, memory, CONFIGS[strategy])
     assert bits(START) == before
     assert memory == {}
     assert all(t.dtype == torch.float32 for t in outcome.state.tensors.values())
@@ -176,7 +176,7 @@ def test_a_row_nobody_labels_keeps_its_bits_also_under_momentum(strategy):
         counts = [5, 5, 5 if number <= 2 else 0, 0]
         before = state
         updates = [site("a", 5, 10 + number, counts), site("b", 9, 20 + number, [9, 0, 0, 0])]
-        outcome = aggregate(state, updates, SCHEMA, memory, CONFIGS[strategy])
+        outcome = fold(state, updates, SCHEMA, memory, CONFIGS[strategy])
         state, memory = outcome.state, outcome.memory
         for name in SCHEMA.head:
             moved = [
@@ -191,9 +191,9 @@ def test_a_row_nobody_labels_keeps_its_bits_also_under_momentum(strategy):
 def test_tensors_out_of_turn_keep_their_bits(strategy):
     part = SCHEMA.select(["gain", "head.bias", "head.weight"])
     full = site("a", 5, 1)
-    first = aggregate(START, [full], SCHEMA, {}, CONFIGS[strategy])
+    first = fold(START, [full], SCHEMA, {}, CONFIGS[strategy])
     update = SiteUpdate("a", 5, full.labelled, {n: full.delta[n] for n in part.names})
-    outcome = aggregate(first.state, [update], part, first.memory, CONFIGS[strategy])
+    outcome = fold(first.state, [update], part, first.memory, CONFIGS[strategy])
     assert torch.equal(outcome.state.tensors["body.weight"], first.state.tensors["body.weight"])
     assert not torch.equal(outcome.state.tensors["gain"], first.state.tensors["gain"])
     for name, tensor in first.memory.items():
@@ -227,7 +227,7 @@ def test_fedadam_is_algorithm_2_of_reddi_et_al():
     v = {n: np.full_like(t, 0.02**2) for n, t in x.items()}
     state, memory = START, {}
     for updates in rounds():
-        outcome = aggregate(state, updates, SCHEMA, memory, ADAM)
+        outcome = fold(state, updates, SCHEMA, memory, ADAM)
         state, memory = outcome.state, outcome.memory
         for n in x:
             delta = 0.75 * updates[0].delta[n].double().numpy() + 0.25 * updates[1].delta[n].double().numpy()
@@ -247,7 +247,7 @@ def test_fedadam_is_flower_s_up_to_its_start_and_its_bias_correction():
     theirs.v_t = {n: np.full(s, 0.02**2) for n, s in SCHEMA.shapes}
     state, memory = START, {}
     for number, updates in enumerate(rounds(), start=1):
-        outcome = aggregate(state, updates, SCHEMA, memory, ADAM)
+        outcome = fold(state, updates, SCHEMA, memory, ADAM)
         state, memory = outcome.state, outcome.memory
         theirs.eta = 0.03 * (1 - 0.8 ** (number + 1)) / np.sqrt(1 - 0.95 ** (number + 1))
         arrays, _ = theirs.aggregate_train(number, [reply(theirs.current_arrays, u) for u in updates])
@@ -270,7 +270,7 @@ def reply(current, update):
 def test_fedadam_resumed_from_its_memory_ends_in_the_same_bits():
     def run(state, memory, batches):
         for updates in batches:
-            outcome = aggregate(state, updates, SCHEMA, memory, ADAM)
+            outcome = fold(state, updates, SCHEMA, memory, ADAM)
             state, memory = outcome.state, outcome.memory
         return state, memory
 

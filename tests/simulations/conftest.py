@@ -37,10 +37,22 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def tiny_sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The three sites' folders, drawn and decoded once."""
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three sites' folders, drawn and decoded once; only copies are run on: a run leaves its state."""
     folder = tmp_path_factory.mktemp("tiny") / "sites"
     return prepare_sites(Experiment.build(TINY), folder)
+
+
+def copy_sites(prepared: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """Copy prepared sites; returns site -> site.toml."""
+    shutil.copytree(next(iter(prepared.values())).parents[1], folder)
+    return {name: folder / name / "site.toml" for name in prepared}
+
+
+@pytest.fixture(scope="module")
+def tiny_sites(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The three sites' folders of this module."""
+    return copy_sites(prepared, tmp_path_factory.mktemp("copied") / "sites")
 
 
 @pytest.fixture(scope="session")
@@ -53,14 +65,13 @@ def tiny() -> Callable[..., Experiment]:
     return build
 
 
-@pytest.fixture
-def run_tiny(tiny: Callable[..., Experiment], tiny_sites: dict[str, Path]) -> Callable[..., Report]:
+@pytest.fixture(scope="session")
+def run_tiny(tiny: Callable[..., Experiment], prepared: dict[str, Path]) -> Callable[..., Report]:
     """Run a variant in a folder that starts with the prepared sites."""
 
     def run(folder: Path, engine: Engine = "inline", resume: bool = False, **overrides: Any) -> Report:
-        sites = next(iter(tiny_sites.values())).parents[1]
         if not folder.exists():
-            shutil.copytree(sites, folder / "sites")
+            copy_sites(prepared, folder / "sites")
         return run_experiment(tiny(**overrides), folder, engine=engine, resume=resume, view=View("quiet"))
 
     return run

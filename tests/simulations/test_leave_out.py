@@ -17,6 +17,7 @@ from client.local import baseline_file, load_local
 from client.prefix_cache import StudyInputs
 from client.site import load_site
 from common.adapter import AdapterState
+from common.config import RunConfig
 from common.errors import ConfigError
 from common.metrics.summary import compare_scores
 from common.model.build import build_model
@@ -48,13 +49,10 @@ def pairs(report: Report) -> dict[tuple[str, str], Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tiny: Any, tiny_sites: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Report]:
+def finished(run_tiny: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A run with a federation without each of its three sites."""
     run = tmp_path_factory.mktemp("held-out") / "run"
-    shutil.copytree(next(iter(tiny_sites.values())).parents[1], run / "sites")
-    return run, run_experiment(tiny(**OUT), run, engine="inline", resume=False, view=View("quiet"))
+    return run, run_tiny(run, **OUT)
 
 
 def test_the_model_is_the_federation_of_the_others(
@@ -203,11 +201,21 @@ def test_without_local_training_only_the_federated_model_is_compared_with(
 
 def test_one_site_cannot_be_left_out(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least two sites"):
-        check_leave_out({"north": tmp_path})
+        check_leave_out({"north": tmp_path}, RunConfig())
     sites = {"north": {"phantom": {"studies": 40, "seed": 1, "size": 32}}}
     alone = Experiment.build({**tiny(**OUT).model_dump(exclude_unset=True), "sites": sites})
     with pytest.raises(ConfigError, match="at least two sites"):
         run_experiment(alone, tmp_path / "run", engine="inline", resume=False, view=View("quiet"))
+
+
+def test_a_median_is_not_asked_of_two_sites(tiny: Any, tmp_path: Path) -> None:
+    config = tiny(rounds={"quorum": 3}, strategy={"mean": "median"}).run_config(3)
+    files = {name: tmp_path / name for name in SITES}
+    with pytest.raises(ConfigError, match="median"):
+        check_leave_out(files, config)
+    check_leave_out({**files, "west": tmp_path / "west"}, config)
+    assert training_only(config, 1).strategy.mean == "weighted"
+    assert training_only(config, 3).strategy.mean == "median"
 
 
 def test_the_plan_of_the_others_asks_for_nothing_that_is_not_needed(tiny: Any) -> None:

@@ -58,6 +58,7 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
             yield line.rstrip()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_quiet_says_the_address_first_and_how_to_come_back_last(experiment: Path, tmp_path: Path) -> None:
     process = start(experiment, tmp_path / "runs" / "mine", "--quiet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,9 @@ def further(report: Report, reference: str) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tiny: Any, tiny_sites: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Report]:
+def finished(run_tiny: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     run = tmp_path_factory.mktemp("personal") / "run"
-    shutil.copytree(next(iter(tiny_sites.values())).parents[1], run / "sites")
-    return run, run_experiment(tiny(**OWN), run, engine="inline", resume=False, view=View("quiet"))
+    return run, run_tiny(run, **OWN)
 
 
 def test_each_site_s_own_is_measured_beside_the_released_one(finished: tuple[Path, Report]) -> None:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +25,7 @@ from common.model.build import build_model
 from server.ledger import Ledger
 from server.report_schema import Report
 from simulations.prepare import prepare_sites, write_pooled_site
+from tests.simulations.killed import kill_run
 
 Run = Callable[..., Report]
 
@@ -233,23 +227,13 @@ def test_killed_while_it_pretrains_a_run_resumes_to_the_same_bits(
     }
     whole = run_tiny(tmp_path / "whole", **plan)
     killed = tmp_path / "killed"
-    shutil.copytree(next(iter(tiny_sites.values())).parents[1], killed / "sites")
-    file = tmp_path / "experiment.json"
-    file.write_text(tiny(**plan).model_dump_json())
-    code = (
-        "import sys; from pathlib import Path; from simulations.experiment import Experiment;"
-        "from simulations.run import run_experiment; from simulations.view import View;"
-        f"e = Experiment.model_validate_json(Path({str(file)!r}).read_text(), strict=False);"
-        f"run_experiment(e, Path({str(killed)!r}), engine='inline', resume=False, view=View('quiet'))"
+    sites = next(iter(tiny_sites.values())).parents[1]
+    # One site has answered in a round: others have not, and it keeps its own decoder.
+    answered = (
+        "SELECT count(*) FROM events WHERE kind = 'returned' AND round = ?"
+        " AND json_extract(facts, '$.up') IS NOT NULL"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    try:
-        _wait_until_returned(killed / "ledger.sqlite", 3, process)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-    done = sorted(p.name for p in (killed / "checkpoints").glob("round-*"))
+    done = kill_run(tiny(**plan), sites, killed, answered, 3)
     assert done == ["round-0001", "round-0002"]
     resumed = run_tiny(killed, resume=True, **plan)
     for number in range(1, 7):
@@ -258,20 +242,3 @@ def test_killed_while_it_pretrains_a_run_resumes_to_the_same_bits(
     assert resumed.arms == whole.arms
     for mine, theirs in zip(records(killed), records(tmp_path / "whole"), strict=True):
         assert mine["loss"] == theirs["loss"]
-
-
-def _wait_until_returned(path: Path, number: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until one site has answered in a round: others have not, and it keeps its own decoder."""
-    query = "SELECT json_extract(facts, '$.up') FROM events WHERE kind = 'returned' AND round = ?"
-    end = time.monotonic() + 100
-    while time.monotonic() < end:
-        assert process.poll() is None, "the run ended before it could be killed"
-        if path.is_file():
-            try:
-                with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-                    if json.dumps(db.execute(query, (number,)).fetchone()) != "null":
-                        return
-            except sqlite3.OperationalError:
-                pass
-        time.sleep(0.002)
-    raise AssertionError("the event never came")

@@ -37,6 +37,7 @@ def rehearsed(north: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     return done.stdout, kept
 
 
+@pytest.mark.slow
 def test_every_step_of_a_run_is_shown(rehearsed: tuple[str, Path]) -> None:
     shown, _ = rehearsed
     asked = re.findall(r"^   asked   (.*)", shown, re.MULTILINE)
@@ -55,6 +56,7 @@ def test_every_step_of_a_run_is_shown(rehearsed: tuple[str, Path]) -> None:
     assert re.search(r"A round of 3 sites, one after the other, took [\d.]+ s", shown)
 
 
+@pytest.mark.slow
 def test_every_byte_that_would_leave_is_audited(rehearsed: tuple[str, Path]) -> None:
     shown, kept = rehearsed
     folder = SiteFolder.of(kept / "sites" / "north")
@@ -67,6 +69,7 @@ def test_every_byte_that_would_leave_is_audited(rehearsed: tuple[str, Path]) -> 
     assert "Connections to anywhere: none was tried" in shown
 
 
+@pytest.mark.slow
 def test_the_run_made_a_release(rehearsed: tuple[str, Path]) -> None:
     _, kept = rehearsed
     assert any((kept / "run" / "release").glob("*.safetensors"))

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +22,7 @@ from common.model.build import build_model
 from common.sections import DataConfig
 from server.ledger import Ledger
 from server.report_schema import Report
+from tests.simulations.killed import kill_run
 
 Run = Callable[..., Report]
 Final = Callable[[Path], AdapterState]
@@ -194,8 +189,6 @@ def test_the_two_engines_agree(run_tiny: Run, final_adapter: Final, tmp_path: Pa
 def test_killed_in_the_middle_of_a_round_a_run_resumes_to_the_same_bits(
     run_tiny: Run, final_adapter: Final, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
 ) -> None:
-    import shutil
-
     overrides: dict[str, Any] = {
         "arms": ["local", "federated", "pooled"],
         "evaluate": {"local": True},
@@ -205,23 +198,10 @@ def test_killed_in_the_middle_of_a_round_a_run_resumes_to_the_same_bits(
     }
     whole = run_tiny(tmp_path / "whole", **overrides)
     killed = tmp_path / "killed"
-    shutil.copytree(next(iter(tiny_sites.values())).parents[1], killed / "sites")
-    file = tmp_path / "experiment.json"
-    file.write_text(tiny(**overrides).model_dump_json())
-    code = (
-        "import sys; from pathlib import Path; from simulations.experiment import Experiment;"
-        "from simulations.run import run_experiment; from simulations.view import View;"
-        f"e = Experiment.model_validate_json(Path({str(file)!r}).read_text(), strict=False);"
-        f"run_experiment(e, Path({str(killed)!r}), engine='inline', resume=False, view=View('quiet'))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    try:
-        _wait_for_event(killed / "ledger.sqlite", "returned", 3, process)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-    done = sorted(p.name for p in (killed / "checkpoints").glob("round-*"))
+    sites = next(iter(tiny_sites.values())).parents[1]
+    # An event of a round is in the ledger: the round is half done.
+    half_done = "SELECT count(*) FROM events WHERE kind = 'returned' AND round = ?"
+    done = kill_run(tiny(**overrides), sites, killed, half_done, 3)
     assert done == ["round-0001", "round-0002"]
     resumed = run_tiny(killed, resume=True, **overrides)
     assert final_adapter(killed).digest() == final_adapter(tmp_path / "whole").digest()
@@ -237,23 +217,6 @@ def _rounds(folder: Path) -> list[dict[str, Any]]:
     records = ledger.rounds()
     ledger.close()
     return records
-
-
-def _wait_for_event(path: Path, kind: str, number: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until an event of a round is in the ledger, that is: until the round is half done."""
-    query = "SELECT count(*) FROM events WHERE kind = ? AND round = ?"
-    end = time.monotonic() + 100
-    while time.monotonic() < end:
-        assert process.poll() is None, "the run ended before it could be killed"
-        if path.is_file():
-            try:
-                with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-                    if db.execute(query, (kind, number)).fetchone()[0]:
-                        return
-            except sqlite3.OperationalError:
-                pass
-        time.sleep(0.002)
-    raise AssertionError("the event never came")
 
 
 def test_another_plan_in_the_same_folder_is_refused_by_key(run_tiny: Run, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_the_site_has_every_fault_and_is_mostly_sound(folder: Path) -> None:
     assert max(path.stat().st_size for path in (folder / "images" / "dicom").iterdir()) < 3_000_000
 
 
+@pytest.mark.slow
 def test_the_same_seed_spoils_the_same_way(folder: Path, tmp_path: Path) -> None:
     make(tmp_path)
     make(tmp_path)  # over itself, links and pipes included

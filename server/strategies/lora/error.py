@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
 from common.adapter import AdapterState
 from common.config import RunConfig
 from common.pet.lora import scale
-from server.strategies.lora.products import adapted_layers, factors, stacked
-from server.update import SiteUpdate
+from server.strategies.lora.products import adapted_layers, dense_mean, factors
+from server.update import Updates
 
 
 def aggregation_error(
-    before: AdapterState,
-    after: AdapterState,
-    updates: Sequence[SiteUpdate],
-    config: RunConfig,
+    before: AdapterState, after: AdapterState, updates: Updates, config: RunConfig
 ) -> float:
     """Return ||M - M_applied|| / ||M|| (Frobenius, over all adapted layers).
 
@@ -29,14 +25,13 @@ def aggregation_error(
     gap = size = 0.0
     s = scale(config)
     for layer in adapted_layers(before):
-        left, right = stacked(before, updates, layer)
-        target = left @ right
+        target = dense_mean(before, updates, layer)
+        size += float(torch.linalg.matrix_norm(target) ** 2)
         b, a = factors(after, layer)
-        applied = b @ a
+        target.addmm_(b, a, alpha=-1)
         for sign, state in ((1, after), (-1, before)):
             if layer in state.residual:
                 kept = state.residual[layer]
-                applied = applied + sign * (kept.left.double() @ kept.right.double()) / s
-        gap += float(torch.linalg.matrix_norm(target - applied) ** 2)
-        size += float(torch.linalg.matrix_norm(target) ** 2)
+                target.addmm_(kept.left.double(), kept.right.double(), alpha=-sign / s)
+        gap += float(torch.linalg.matrix_norm(target) ** 2)
     return math.sqrt(gap / size) if size else 0.0

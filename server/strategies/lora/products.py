@@ -1,15 +1,18 @@
-"""Factors of adapted layers, by site: the pieces of M = sum_i w_i B_i A_i."""
+"""Products of the sites' factors: M = sum_i w_i B_i A_i of an adapted layer, and the pieces it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from common.adapter import AdapterState
 from common.phase import LORA_A, LORA_B
-from server.update import SiteUpdate
+from server.update import Updates
+
+_INNER = 256
+"""Columns of the sites' factors multiplied at a time."""
 
 
 def adapted_layers(state: AdapterState) -> list[str]:
@@ -24,20 +27,29 @@ def factors(state: AdapterState, layer: str) -> tuple[Tensor, Tensor]:
     return b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)
 
 
-def stacked(before: AdapterState, updates: Sequence[SiteUpdate], layer: str) -> tuple[Tensor, Tensor]:
-    """Return P ``[out, n r]``, Q ``[n r, in]`` with P Q = sum_i w_i B_i A_i."""
-    total = sum(update.num_examples for update in updates)
-    left, right = [], []
-    for b, a, examples in _site_factors(before, updates, layer):
-        left.append(b * (examples / total))
+def pieces(before: AdapterState, updates: Updates, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield P ``[out, k r]``, Q ``[k r, in]`` of k sites at a time; the products P Q add up to M.
+
+    However many sites there are, a piece has few columns.
+    """
+    total = sum(sender.num_examples for sender in updates.senders)
+    names = [f"{layer}{LORA_A}weight", f"{layer}{LORA_B}weight"]
+    start = AdapterState({name: before.tensors[name] for name in names}, {})
+    left: list[Tensor] = []
+    right: list[Tensor] = []
+    for place, sender in enumerate(updates.senders):
+        b, a = factors(start.plus(updates.tensors(place, names)), layer)
+        left.append(b * (sender.num_examples / total))
         right.append(a)
-    return torch.cat(left, dim=1), torch.cat(right, dim=0)
+        if len(right) * len(a) >= _INNER or place + 1 == len(updates.senders):
+            yield torch.cat(left, dim=1), torch.cat(right, dim=0)
+            left, right = [], []
 
 
-def _site_factors(
-    before: AdapterState, updates: Sequence[SiteUpdate], layer: str
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    for update in updates:
-        own = {n: d for n, d in update.delta.items() if n.startswith(f"{layer}.lora_")}
-        b, a = factors(before.plus(own), layer)
-        yield b, a, update.num_examples
+def dense_mean(before: AdapterState, updates: Updates, layer: str) -> Tensor:
+    """Return M ``[out, in]`` in float64."""
+    b, a = factors(before, layer)
+    mean = torch.zeros(len(b), a.shape[1], dtype=torch.float64)
+    for left, right in pieces(before, updates, layer):
+        mean.addmm_(left, right)
+    return mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from client.data.workers import Workers
 from client.site import SiteConfig, load_site
 
 PLANTED = ("Doe^Jane", "MRN-77231", "77231")
@@ -89,6 +90,42 @@ def make_site(tmp_path: Path) -> Callable[..., SiteConfig]:
         return load_site(tmp_path / "site.toml")
 
     return make
+
+
+@pytest.fixture
+def make_pictures(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Write small pictures of noise under names that tell the workers what to do."""
+
+    def make(*names: str) -> list[Path]:
+        paths = []
+        for i, name in enumerate(names):
+            noise = np.random.default_rng(i).integers(0, 256, (40 + i, 50)).astype(np.uint8)
+            paths.append(tmp_path / f"{name}.png")
+            Image.fromarray(noise).save(paths[-1])
+        return paths
+
+    return make
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files decoded since the test began."""
+    seen: list[str] = []
+    real = Workers.read
+
+    def spy(self: Workers, paths: Iterable[Path], *how: Any) -> Any:
+        wanted = list(paths)
+        seen.extend(path.name for path in wanted)
+        return real(self, wanted, *how)
+
+    monkeypatch.setattr(Workers, "read", spy)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with Workers(2) as pair:
+        yield pair
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from client.data.assess import assess_site
 from client.data.folder import INDEX_SIZE, walk
 from client.data.table import read_studies
-from client.data.workers import Workers
 from client.site import SiteConfig, load_site
 from common.errors import ConfigError, TableError
 
@@ -133,23 +131,8 @@ def test_age_and_sex_of_the_headers_are_clinical_variables(make_folder: Callable
     np.testing.assert_array_equal(assessed.table.clinical[:2], [[61, 0], [45, 0]])
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that workers are given."""
-    seen: list[str] = []
-    real = Workers.read
-
-    def spy(self: Workers, paths: Iterable[Path], *how: Any) -> Any:
-        wanted = list(paths)
-        seen.extend(path.name for path in wanted)
-        return real(self, wanted, *how)
-
-    monkeypatch.setattr(Workers, "read", spy)
-    return seen
-
-
 def test_a_link_that_leads_out_is_not_read(
-    make_folder: Callable[..., SiteConfig], make_dicom: DicomFile, tmp_path: Path, read: list[str]
+    make_folder: Callable[..., SiteConfig], make_dicom: DicomFile, tmp_path: Path, decoded: list[str]
 ) -> None:
     site = make_folder("ACC,E\nACC0,0\nACC1,1\nACCX,1\n", TOML)
     pixels = np.random.default_rng(9).integers(0, 4096, (24, 20)).astype(np.uint16)
@@ -157,16 +140,16 @@ def test_a_link_that_leads_out_is_not_read(
     (tmp_path / "export" / "a" / "link.dcm").symlink_to(tmp_path / "secret.dcm")
     table = read_studies(site)
     assert dict(zip(table.path.tolist(), table.code.tolist(), strict=True))["a/link.dcm"] == "path"
-    assert sorted(read) == ["0.dcm", "1.dcm", "2.dcm"]
+    assert sorted(decoded) == ["0.dcm", "1.dcm", "2.dcm"]
     assert "X" not in table.patient.tolist()
 
 
 def test_a_second_look_at_a_folder_reads_nothing(
-    make_folder: Callable[..., SiteConfig], read: list[str]
+    make_folder: Callable[..., SiteConfig], decoded: list[str]
 ) -> None:
     site = make_folder("ACC,E\nACC0,0\nACC1,1\n", TOML)
     assess_site(site, None, None, INDEX_SIZE)  # a lateral is among them, and not used
-    assert "2.dcm" in read
-    read.clear()
+    assert "2.dcm" in decoded
+    decoded.clear()
     assert assess_site(site, None, None, INDEX_SIZE).not_asked_for == {"view": 1}
-    assert read == []
+    assert decoded == []

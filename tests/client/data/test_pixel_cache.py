@@ -7,9 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from PIL import Image
 
 from client.data import pixel_cache
 from client.data.pixel_cache import PixelCache
-from client.data.workers import Workers
 from common.errors import DataError
 
 SIZE = 8
@@ -33,21 +30,6 @@ def root(tmp_path: Path) -> Path:
     for i, name in enumerate(PATHS):
         write(tmp_path, 10 + i, name)
     return tmp_path
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files decoded since the test began."""
-    seen: list[str] = []
-    real = Workers.read
-
-    def spy(self: Workers, paths: Iterable[Path], *how: Any) -> Any:
-        wanted = list(paths)
-        seen.extend(path.name for path in wanted)
-        return real(self, wanted, *how)
-
-    monkeypatch.setattr(Workers, "read", spy)
-    return seen
 
 
 def load(root: Path, paths: list[str] = PATHS) -> PixelCache:

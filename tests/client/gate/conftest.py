@@ -1,4 +1,4 @@
-"""A deployed site's folder with keys, settings and policy, and a centre that signs instructions for it."""
+"""A deployed site's folder, a centre that signs instructions for it, and a real worker's honest answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.gate.approval import Approval, approve
@@ -19,10 +20,13 @@ from client.gate.incoming import Incoming
 from client.gate.policy import policy_text
 from client.place import SiteFolder
 from client.site import SiteConfig, load_site
+from client.worker import ModelPool, SiteWorker
 from common.code import code_digest
 from common.config import RunConfig, Scalar
 from common.protocol import Instruction
 from common.signing import create_signing_key, public_text, sign
+from simulations.make_site import make_site
+from tests.client.gate.told import ASKED, PLAN, Told
 
 BASE = "b" * 64
 RUN = 4711
@@ -131,3 +135,48 @@ def rewrite() -> Callable[[SiteFolder, str, str], None]:
         folder.policy.write_text(text.replace(old, new))
 
     return change
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> SiteConfig:
+    """A phantom site that annotates two findings often, one too rarely to be told, and one not at all."""
+    findings = ("effusion", "cardiomegaly", "pneumothorax")
+    folder = tmp_path_factory.mktemp("north")
+    toml = make_site(folder, "north", 260, 3, size=32, prevalence=0.5, findings=findings)
+    rows = (folder / "studies.csv").read_text().splitlines()
+    at = rows[0].split(",").index("pneumothorax")
+    for i in range(1, len(rows)):
+        cells = rows[i].split(",")
+        rows[i] = ",".join([*cells[:at], "1" if i % 30 == 0 else "0", *cells[at + 1 :]])
+    (folder / "studies.csv").write_text("\n".join(rows) + "\n")
+    (folder / "images" / "damaged.png").write_bytes(b"not a picture")
+    with (folder / "studies.csv").open("a") as table:
+        table.write(rows[1].replace(rows[1].split(",")[0], "images/damaged.png") + "\n")
+    return load_site(toml)
+
+
+@pytest.fixture(scope="session")
+def ask(site: SiteConfig) -> Callable[..., Told]:
+    """Ask a real worker, as the node does."""
+    pool = ModelPool()
+    worker = SiteWorker(site, pool)
+
+    def answer(name: str, **sections: Mapping[str, Any]) -> Told:
+        config = RunConfig.build({k: {**PLAN.get(k, {}), **sections.get(k, {})} for k in {*PLAN, *sections}})
+        model = pool.get(config, torch.device("cpu"))
+        digests = (config.plan_digest(model.base_digest, code_digest()), code_digest(), model.base_digest)
+        asked: dict[str, Any] = dict(ASKED[name])
+        whole = asked["stage"] == "local" and config.evaluate.matrix
+        if whole or asked["stage"] in ("train", "calibrate") or asked.get("arm") == "federated":
+            asked["adapter"] = model.schema.pack(model.initial_state().tensors)
+        instruction = Instruction(
+            plan_digest=digests[0], code_digest=digests[1], base_digest=digests[2], **asked
+        )
+        return Told(worker.handle(instruction, config.to_flat()), instruction, config, site)
+
+    return answer
+
+
+@pytest.fixture(scope="session")
+def honest(ask: Callable[..., Told]) -> dict[str, Told]:
+    return {name: ask(name) for name in ASKED}

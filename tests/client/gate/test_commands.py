@@ -73,7 +73,7 @@ def test_approve_shows_everything_and_asks(joined: SiteFolder, bundle: bytes) ->
 
 def test_a_bundle_of_other_code_is_not_approved(joined: SiteFolder, bundle: bytes, tmp_path: Path) -> None:
     files = {name: data for name, data in read_bundle(bundle).items() if not name.startswith(".info")}
-    files["client/app.py"] = files["client/app.py"].replace(b"relay", b"relai", 1)
+    files["client/app.py"] = files["client/app.py"].replace(b"hands", b"hants", 1)
     files["client/spy.py"] = b"import socket\n"
     other = tmp_path / "other.fab"
     other.write_bytes(build_fab_from_files(files)[0])

@@ -42,6 +42,7 @@ from server.centre.certificates import create_authority
 from server.centre.folder import CentreFolder
 from server.centre.provision import admit_site, init_centre, invite_site, open_registry
 from simulations.make_site import make_site
+from tests.ports import free_port
 
 BASE = "ab" * 32
 """Stands for the digest of a base; doctor does not build one."""
@@ -116,12 +117,6 @@ def sign_certificate(
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return certificate.public_bytes(Encoding.PEM), private
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
@@ -37,19 +37,17 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.servicer.fleet import fleet_handlers
-from flwr.supernode.nodestate import NodeStateFactory
-from flwr.supernode.start_client_internal import _pull_and_store_message, _push_messages
 
 from client.gate.approval import approve
 from client.gate.audit import read_audit
 from client.gate.policy import policy_text
-from client.node import seam
 from client.node.fleet import Released, Traffic
 from client.node.gates import SiteGate
 from client.node.outbox import Outbox
@@ -61,7 +59,7 @@ from common.code import code_digest
 from common.config import RunConfig, Scalar
 from common.protocol import MESSAGE_TYPES, Answer, Instruction
 from common.signing import create_signing_key, public_text, sign
-from common.wire import answer_from_records, answer_to_records, instruction_to_records
+from common.wire import answer_from_records, instruction_to_records
 
 BASE = "b" * 64
 PLAN = RunConfig.build({"rounds": {"quorum": 3}, "data": {"findings": ("effusion", "edema")}})
@@ -103,6 +101,8 @@ class Link:
     """What reached the centre, by method, in order."""
     bodies: list[bytes] = field(default_factory=list)
     """Every byte a site pushed."""
+    upload: list[tuple[str, str, bytes]] = field(default_factory=list)
+    """Session, name and content of each part of the last message."""
 
     @property
     def centre_key(self) -> str:
@@ -126,11 +126,11 @@ class Link:
     def signed(self, told: Instruction) -> Instruction:
         return dataclasses.replace(told, signature=sign(self.key, told.signed_bytes()))
 
-    def ask(self, instruction: Instruction, ttl: float = 600.0) -> str:
+    def ask(self, instruction: Instruction, ttl: float = 600.0, complete: bool = True) -> str:
         """Put an instruction where the site finds it, as a ServerApp does."""
-        return self.put(instruction_to_records(instruction), MESSAGE_TYPES[instruction.stage], ttl)
+        return self.put(instruction_to_records(instruction), MESSAGE_TYPES[instruction.stage], ttl, complete)
 
-    def put(self, records: RecordDict, kind: str, ttl: float = 600.0) -> str:
+    def put(self, records: RecordDict, kind: str, ttl: float = 600.0, complete: bool = True) -> str:
         before = dict(vars(TaskIdentity))
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self.run, 1, 1
         message = Message(records, self.node, kind, ttl=ttl)
@@ -143,8 +143,9 @@ class Link:
         bare = message_from_proto(message_to_proto(message))
         stored, missing = self.state.store_message_and_object_tree(bare, tree, session)
         assert stored
-        for object_id in missing:
-            assert self.state.store_object(self.run, session, object_id, objects[object_id])
+        self.upload = [(session, name, objects[name]) for name in missing]
+        if complete:
+            assert all(self.state.store_object(self.run, *part) for part in self.upload)
         return message.metadata.message_id
 
     def answers(self, *asked: str) -> list[Answer]:
@@ -204,8 +205,10 @@ class Link:
             assert call("push_object", request, self.state).stored
 
         def pull(run: int, object_id: str) -> bytes:
-            request = PullObjectRequest(node=node, run_id=run, object_id=object_id)
-            return bytes(call("pull_object", request, self.state).object_content)
+            def ask(request: PullObjectRequest) -> Any:
+                return call("pull_object", request, self.state)
+
+            return make_pull_object_fn_protobuf(ask, node, run)(object_id)
 
         def confirm(run: int, message_id: str) -> None:
             request = ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=message_id)
@@ -264,23 +267,30 @@ def link() -> Link:
     return Link(state, node, new_run(state, tiny_fab(PLAN)))
 
 
+class Killed(BaseException):
+    """Stands for the end of the process, wherever it is raised."""
+
+
 @dataclass
 class Site:
-    """A site's node without its HTTP line: Flower's loop, its state, our seam."""
+    """A site's node without its HTTP line: our seam between a SuperLink and a worker of this process."""
 
     folder: SiteFolder
     link: Link
+    works: Callable[[Instruction], Answer]
+    """What the worker does."""
     said: list[str] = field(default_factory=list)
+    asked: list[Instruction] = field(default_factory=list)
+    """What reached the worker."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    patience: float = 0.0
+    killed: ClassVar = Killed
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """Begin as a process does that knows only what lies on disk."""
-        self.states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
-        self.store = self.states.objectstore_factory.store()
-        self.state = self.states.state()
-        self.state.set_node_id(self.link.node)
         site = load_site(self.folder.settings)
         standing = Standing(self.folder, "the centre", self.said.append)
         gate = SiteGate(self.folder, site, self.link)
@@ -288,54 +298,35 @@ class Site:
         self.seam = Seam(
             site.name,
             self.link.connection(),
-            self.store,
             self.outbox,
             gate,
             standing,
             Released(),
             Traffic(gate.record),
+            self.work,
         )
 
-    def pull(self) -> int | None:
-        """One turn of the first half of Flower's loop; the run's number if there is a task."""
-        seam = self.seam
-        return _pull_and_store_message(
-            self.state, self.store, {}, seam.receive, seam.get_run, seam.get_fab,
-            seam.pull_object, seam.confirm, None,
-        )  # fmt: skip
+    def work(self, instruction: Instruction, settings: Mapping[str, Any], patience: float) -> Answer:
+        self.asked.append(instruction)
+        self.settings, self.patience = settings, patience
+        return self.works(instruction)
 
-    def push(self) -> None:
-        """The second half of Flower's loop."""
-        _push_messages(self.state, self.store, self.seam.send, self.seam.push_object)
+    def go(self) -> None:
+        """Do all there is to do."""
+        while self.seam.turn():
+            pass
 
-    def task(self) -> Message:
-        """What a ClientApp is given."""
-        (message,) = self.state.get_messages_legacy(is_reply=False, limit=1)
-        tree = self.store.get_object_tree(message.metadata.message_id)
-        contents = {part.object_id: self.store.get(part.object_id) for part in iterate_object_tree(tree)}
-        self.state.record_message_processing_start(message.metadata.message_id)
-        whole = inflate_object_from_contents(tree.object_id, contents)
-        assert isinstance(whole, Message)
-        whole.metadata.__dict__["_message_id"] = message.metadata.message_id
-        self.store.delete(message.metadata.message_id)
-        return whole
+    def dies(self, *_: object) -> Any:
+        """Stands where the process is killed."""
+        raise Killed
 
-    def reply(
-        self, content: RecordDict | Error | Answer, task: Message | None = None, **metadata: Any
-    ) -> None:
-        """Hand back what a ClientApp answers to its task, and let Flower's loop send it."""
-        if isinstance(content, Answer):
-            content = answer_to_records(content)
-        message = Message(content, reply_to=task or self.task())
-        for name, value in metadata.items():
-            message.metadata.__dict__[f"_{name}"] = value
-        message.metadata.__dict__["_message_id"] = message.object_id
-        self.state.record_message_processing_end(message.metadata.reply_to_message_id)
-        self.store.preregister(self.link.run, get_object_tree(message))
-        for object_id, part in get_all_nested_objects(message).items():
-            self.store.put(object_id, part.deflate())
-        self.state.store_message(message)
-        self.push()
+    def dies_over(self, work: Callable[[Instruction], Answer] | None = None) -> None:
+        """Take an instruction and be killed while the worker works on it; start again."""
+        before, self.works = self.works, work or self.dies
+        with pytest.raises(Killed):
+            self.go()
+        self.works = before
+        self.start()
 
     def audit(self, *kinds: str) -> list[dict[str, Any]]:
         return [line for line in read_audit(self.folder) if not kinds or line["kind"] in kinds]
@@ -357,11 +348,8 @@ def make_site_folder(tmp_path: Path) -> Callable[[bytes], SiteFolder]:
 
 
 @pytest.fixture
-def site(
-    link: Link, make_site_folder: Callable[[bytes], SiteFolder], monkeypatch: pytest.MonkeyPatch
-) -> Site:
-    monkeypatch.setattr(seam, "LIVELY", 0.0)
-    return Site(make_site_folder(tiny_fab(PLAN)), link)
+def site(link: Link, make_site_folder: Callable[[bytes], SiteFolder], trained: Answer) -> Site:
+    return Site(make_site_folder(tiny_fab(PLAN)), link, lambda instruction: trained)
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 
 import flwr
-from flwr.supernode import fleet_http_connection, start_client_internal
-from flwr.supernode.cli import flower_supernode  # noqa: F401  (a function of the package's)
-from flwr.supernode.cli.flower_supernode import SuperNodeLifespanConfig, _start_supernode_http_api
+from flwr.supercore.exit import register_signal_handlers
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.node.fleet import OPEN
+from client.node.supernode import HOOK
 
 
 def parameters(what: object) -> list[str]:
@@ -21,41 +21,24 @@ def test_the_version_is_the_one_this_was_written_for() -> None:
     assert flwr.__version__ == "1.41.0"
 
 
-def test_the_loop_takes_its_connection_from_a_name_that_can_be_replaced() -> None:
-    source = inspect.getsource(start_client_internal._init_connection)
-    assert "with http_request_response(" in source
-    assert start_client_internal.http_request_response is fleet_http_connection.http_request_response
+def test_the_connection_takes_its_client_from_a_name_that_can_be_replaced() -> None:
     source = inspect.getsource(fleet_http_connection.http_request_response)
     assert "FleetHttpClient.from_server_address(" in source
-    assert fleet_http_connection.FleetHttpClient is FleetHttpClient
+    module, name = HOOK
+    assert getattr(module, name) is FleetHttpClient
 
 
-def test_the_callbacks_are_those_the_seam_wraps() -> None:
-    assert parameters(start_client_internal._pull_and_store_message) == [
-        "state", "object_store", "node_config", "receive", "get_run", "get_fab", "pull_object",
-        "confirm_message_received", "trusted_entities",
+def test_the_connection_takes_what_the_node_gives_and_yields_what_the_seam_wraps() -> None:
+    connect = fleet_http_connection.http_request_response
+    assert parameters(connect)[:4] == [
+        "server_address", "insecure", "root_certificates", "authentication_keys",
     ]  # fmt: skip
-    assert parameters(start_client_internal._push_messages) == [
-        "state",
-        "object_store",
-        "send",
-        "push_object",
-    ]
-    yielded = inspect.getsource(fleet_http_connection.http_request_response).partition("yield (")[2]
+    yielded = inspect.getsource(connect).partition("yield (")[2]
     assert [name.strip() for name in yielded.partition(")")[0].split(",")][:8] == [
         "node.node_id", "receive", "send", "get_run", "get_fab", "pull_object", "push_object",
         "confirm_message_received",
     ]  # fmt: skip
-
-
-def test_the_start_takes_what_the_node_gives() -> None:
-    assert {
-        "state_factory", "server_address", "node_config", "root_certificates", "insecure",
-        "authentication_keys", "isolation", "runtime_api_address", "superexec_auth_secret",
-        "runtime_dependency_install",
-    } <= set(parameters(start_client_internal.start_client_internal))  # fmt: skip
-    assert parameters(_start_supernode_http_api) == ["config", "state_factory"]
-    assert len(parameters(SuperNodeLifespanConfig)) == 18
+    assert parameters(register_signal_handlers)[:2] == ["event_type", "exit_message"]
 
 
 def test_every_route_is_open_or_closed_on_purpose() -> None:

@@ -59,7 +59,7 @@ def check_whole(entry: Entry) -> None:
     if entry.state != "arriving":
         assert {name: entry.object(name) for name in ASKED} == ASKED
     if entry.state in ("answered", "audited"):
-        assert {name: entry.reply_object(name) for name in ANSWERED} == ANSWERED
+        assert entry.replies() == ANSWERED
         assert entry.reply.messages_list[0].metadata.message_id == next(iter(ANSWERED))
 
 
@@ -82,7 +82,7 @@ def test_a_process_that_dies_at_any_write_leaves_it_whole(
     monkeypatch.setattr(module, "write_atomic", dying)
     go_through(Outbox(tmp_path / "all"))
     total = writes
-    assert total > 8
+    assert total >= 8
     for dies_at in range(1, total + 1):
         writes, folder = 0, tmp_path / f"{dies_at}"
         with pytest.raises(KeyboardInterrupt):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from server.centre.folder import CentreFolder
 from server.centre.provision import admit_site, init_centre, invite_site
 from server.centre.registry import Registry
 from simulations.make_site import make_site
+from tests.ports import free_port
 
 CONFIG = RunConfig.build(
     {
@@ -53,12 +53,6 @@ START = "import sys; from pathlib import Path; from client.place import SiteFold
     "from client.node.start import run_site; "
     "sys.exit(run_site(SiteFolder.of(Path(sys.argv[1])), lambda line: print(line, flush=True)))"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], log: Path, seconds: float = 60) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections import Counter
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -18,40 +16,10 @@ from client.review.page import contact_sheets, render_page, write_page
 from client.review.summary import summarise
 from common.errors import DataError
 from common.findings import FINDINGS
+from tests.html_page import Page
 
 EVIL = "</code><script>alert('x')</script><img src=x onerror=alert(1)>"
-VOID = {"meta", "br", "img", "link", "input"}
 WRITTEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
-
-
-class Page(HTMLParser):
-    """Elements, attributes and visible text, with every element closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from server.centre.provision import init_centre
 from server.centre.registry import Registry
 from server.federation import Federation
 from server.ledger import Ledger
+from tests.ports import free_port
 
 RUN = 77
 NODES = {"north": 2**63 + 1, "south": 2**62 + 2, "east": 3}
@@ -136,7 +136,6 @@ class Centre:
 
     def line(self) -> CentreLine:
         made = CentreLine(self.hall, self.ledger, self.registry, self.key, RUN)
-        made.poll = 0.01
         return made
 
     def federation(self, make_config: Callable[..., Any], **over: Any) -> Federation:
@@ -183,12 +182,6 @@ def _honest() -> Callable[[str], Deed]:
 @pytest.fixture(name="enrolment")
 def _enrolment() -> Callable[..., Answer]:
     return enrolment
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

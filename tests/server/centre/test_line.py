@@ -11,6 +11,7 @@ import pytest
 from common.errors import QuorumError, RunError, SignatureError
 from common.protocol import Answer, Instruction
 from common.signing import public_text, verify
+from server.centre.line import LONGEST, SHORTEST
 from server.exchange import ask
 from server.ledger import Ledger
 from server.rounds import train_rounds
@@ -54,6 +55,17 @@ def test_numbers_never_go_back_not_even_after_a_restart(centre, nodes, tmp_path)
 def test_a_node_nobody_admitted_is_not_asked(centre, nodes):
     centre.hall.online.add(999)
     assert centre.line().present() == [nodes[name] for name in ("east", "north", "south")]
+
+
+def test_it_looks_for_answers_often_at_first_and_seldom_in_a_long_round(centre, nodes):
+    line = centre.line()
+    ask(line, nodes.values(), TRAIN, 5)
+    assert line.poll == SHORTEST
+    line._moved -= 3600.0
+    assert line.pull(["nothing"]) == []
+    assert line.poll == LONGEST
+    ask(line, nodes.values(), TRAIN, 5)
+    assert line.poll == SHORTEST
 
 
 # ------------------------------------------------------------------ losses

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.config import RunConfig
 from common.phase import trained_names
-from server.strategies.strategy import aggregate
+from tests.server.folding import fold
 
 
 def config(aggregation, strategy="fedavg"):
@@ -30,7 +30,7 @@ def run(federation, aggregation, rounds=4, strategy="fedavg"):
     for number in range(1, rounds + 1):
         schema = federation.schema.select(trained_names(federation.schema, config(aggregation), number))
         updates = federation.updates(number, names=schema.names)
-        outcome = aggregate(state, updates, schema, memory, config(aggregation, strategy))
+        outcome = fold(state, updates, schema, memory, config(aggregation, strategy))
         state, memory = outcome.state, outcome.memory
         errors.append(outcome.lora_error)
     return errors
@@ -49,11 +49,11 @@ def test_averaging_both_factors_has_one(federation):
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=5), st.floats(0.01, 2.0), st.integers(0, 1000))
 def test_the_error_is_the_weighted_covariance_of_the_factors(federation, examples, drift, seed):
     """M - B A = sum_i w_i (B_i - B) (A_i - A), with A and B the weighted means."""
-    state = aggregate(
+    state = fold(
         federation.start(), federation.updates(seed + 1), federation.schema, {}, config("fedit")
     ).state
     updates = federation.updates(seed, tuple(examples), drift)
-    outcome = aggregate(state, updates, federation.schema, {}, config("fedit"))
+    outcome = fold(state, updates, federation.schema, {}, config("fedit"))
     weights = np.array(examples) / sum(examples)
     gap = size = 0.0
     for layer in federation.layers:
@@ -69,9 +69,9 @@ def test_the_error_is_the_weighted_covariance_of_the_factors(federation, example
 
 def test_the_error_is_of_second_order_in_the_drift(federation):
     """A tenth of the drift is about a hundredth of the error."""
-    state = aggregate(federation.start(), federation.updates(1), federation.schema, {}, config("fedit")).state
+    state = fold(federation.start(), federation.updates(1), federation.schema, {}, config("fedit")).state
     errors = [
-        aggregate(state, federation.updates(2, drift=d), federation.schema, {}, config("fedit")).lora_error
+        fold(state, federation.updates(2, drift=d), federation.schema, {}, config("fedit")).lora_error
         for d in (1e-1, 1e-2)
     ]
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.3)
@@ -80,7 +80,7 @@ def test_the_error_is_of_second_order_in_the_drift(federation):
 def test_one_site_has_no_error_under_any_rule(federation):
     for aggregation in ("fedit", "fedex"):
         updates = federation.updates(1, (9,))
-        outcome = aggregate(federation.start(), updates, federation.schema, {}, config(aggregation))
+        outcome = fold(federation.start(), updates, federation.schema, {}, config(aggregation))
         assert outcome.lora_error < 1e-6
 
 
@@ -88,11 +88,11 @@ def test_adapters_at_their_start_have_no_error_to_speak_of(federation):
     """B = 0 at every site: M = 0, and the ratio is defined as 0."""
     updates = federation.updates(1, names=["blocks.0.fc1.lora_A.weight"])
     schema = federation.schema.select(["blocks.0.fc1.lora_A.weight"])
-    outcome = aggregate(federation.start(), updates, schema, {}, config("fedit"))
+    outcome = fold(federation.start(), updates, schema, {}, config("fedit"))
     assert outcome.lora_error == 0.0
 
 
 def test_no_lora_no_meter(federation):
     plain = RunConfig.from_flat({"pet.method": "norm", "data.findings": "edema, mass"})
-    outcome = aggregate(federation.start(), federation.updates(1), federation.schema, {}, plain)
+    outcome = fold(federation.start(), federation.updates(1), federation.schema, {}, plain)
     assert outcome.lora_error is None

@@ -10,8 +10,8 @@ import torch
 from common.adapter import AdapterState
 from common.model.build import build_model
 from server.strategies.lora.fedex import compress
-from server.strategies.strategy import aggregate
 from server.update import SiteUpdate
+from tests.server.folding import fold
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_effective_update_is_the_dense_one_over_rounds(federation, fedex, exampl
     kept = {layer: np.zeros(shape) for layer, shape in federation.layers.items()}
     for number in range(1, 5):
         updates = federation.updates(number, examples, drift)
-        outcome = aggregate(state, updates, federation.schema, {}, fedex)
+        outcome = fold(state, updates, federation.schema, {}, fedex)
         for layer in federation.layers:
             target = kept[layer] + SCALE * federation.dense_mean(state, updates, layer)
             mean = SCALE * federation.low_rank(outcome.state, layer)
@@ -46,15 +46,15 @@ def test_effective_update_is_the_dense_one_over_rounds(federation, fedex, exampl
 def test_factors_are_still_the_plain_means(federation, fedex, make_config):
     updates = federation.updates(1)
     fedit = make_config(pet__rank=3, lora__alpha=7.5)
-    exact = aggregate(federation.start(), updates, federation.schema, {}, fedex).state
-    plain = aggregate(federation.start(), updates, federation.schema, {}, fedit).state
+    exact = fold(federation.start(), updates, federation.schema, {}, fedex).state
+    plain = fold(federation.start(), updates, federation.schema, {}, fedit).state
     assert AdapterState(exact.tensors, {}).digest() == plain.digest()
 
 
 def test_who_answers_first_changes_no_bit(federation, fedex):
     updates = federation.updates(1)
     results = [
-        aggregate(federation.start(), order, federation.schema, {}, fedex)
+        fold(federation.start(), order, federation.schema, {}, fedex)
         for order in (updates, updates[::-1], [updates[1], updates[2], updates[0]])
     ]
     assert len({outcome.state.digest() for outcome in results}) == 1
@@ -65,7 +65,7 @@ def test_rank_stays_within_the_layer(federation, fedex):
     state = federation.start()
     ranks = []
     for number in range(1, 7):
-        state = aggregate(state, federation.updates(number, (1, 2)), federation.schema, {}, fedex).state
+        state = fold(state, federation.updates(number, (1, 2)), federation.schema, {}, fedex).state
         ranks.append([state.residual[layer].left.shape[1] for layer in federation.layers])
         for layer, (out, inside) in federation.layers.items():
             kept = state.residual[layer]
@@ -77,7 +77,7 @@ def test_rank_stays_within_the_layer(federation, fedex):
 
 
 def test_one_site_leaves_no_residual(federation, fedex):
-    outcome = aggregate(federation.start(), federation.updates(1, (4,)), federation.schema, {}, fedex)
+    outcome = fold(federation.start(), federation.updates(1, (4,)), federation.schema, {}, fedex)
     assert outcome.state.residual == {}
     assert outcome.lora_error < 1e-6
 
@@ -85,13 +85,13 @@ def test_one_site_leaves_no_residual(federation, fedex):
 def test_sites_that_agree_leave_no_residual(federation, fedex):
     update = federation.updates(1, (4,))[0]
     same = [SiteUpdate(name, 4, update.labelled, update.delta) for name in "abc"]
-    outcome = aggregate(federation.start(), same, federation.schema, {}, fedex)
+    outcome = fold(federation.start(), same, federation.schema, {}, fedex)
     assert outcome.state.residual == {}
 
 
 def test_an_old_residual_survives_a_round_without_a_new_one(federation, fedex):
-    first = aggregate(federation.start(), federation.updates(1), federation.schema, {}, fedex).state
-    second = aggregate(first, federation.updates(2, (4,)), federation.schema, {}, fedex).state
+    first = fold(federation.start(), federation.updates(1), federation.schema, {}, fedex).state
+    second = fold(first, federation.updates(2, (4,)), federation.schema, {}, fedex).state
     for layer in federation.layers:
         before, after = federation.residual(first, layer), federation.residual(second, layer)
         assert np.linalg.norm(after - before) < 1e-6 * np.linalg.norm(before)
@@ -132,7 +132,7 @@ def test_the_model_computes_with_the_sum_of_products(make_config, backbone, targ
             generator = torch.Generator().manual_seed(10 * number + i)
             delta = {k: 0.05 * torch.randn(s, generator=generator) for k, s in model.schema.shapes}
             updates.append(SiteUpdate(name, n, np.full(4, n), delta))
-        after = aggregate(state, updates, model.schema, {}, config).state
+        after = fold(state, updates, model.schema, {}, config).state
         for name in [n for n in state.tensors if ".lora_A." in n]:
             layer = name.partition(".lora_A.")[0]
             product = sum(u.num_examples / 20 * matrix(state.plus(u.delta), layer) for u in updates)

@@ -24,9 +24,7 @@ from server.ledger import Ledger
 from server.measures import Measure
 from server.monitor.serve import make_server, serve
 from server.monitor.state import Monitor
-
-MARKUP = "<img src=x onerror=alert(1)>"
-"""A site's name that must never be more than text."""
+from tests.server.monitor.markup import MARKUP
 
 FINDINGS = ("cardiomegaly", "effusion", "edema", "consolidation")
 
@@ -281,3 +279,10 @@ def page_browser() -> Iterator[Browser]:
             pytest.skip(f"no browser: {str(error)[:100]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def address(page_live: PageRun, page_monitor: Monitor, page_serving: Any) -> Iterator[str]:
+    """Where a centre with a run under way is shown."""
+    with page_serving(page_monitor) as served:
+        yield served

@@ -17,11 +17,10 @@ from server.measures import Measure
 from server.monitor import parts
 from server.monitor.address import Address
 from server.monitor.wording import STATES
+from tests.server.monitor.markup import MARKUP
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-MARKUP = "<img src=x onerror=alert(1)>"
 
 
 class Elements(HTMLParser):

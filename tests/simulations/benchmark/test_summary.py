@@ -180,6 +180,7 @@ def test_the_page_tells_all_of_it(grid: Grid, invented: Invented) -> None:
         "AUROC against bytes", "pigeonhole bootstrap", "lora wins 2 of 2 pairs",
     ):  # fmt: skip
         assert part in text, part
+    assert "Other ways of training" not in text  # scaled probabilities rank studies as before
     assert page.count("<svg") == 5  # contrasts, reference, shots, bytes, calibration
     identifiers = re.findall(r'\bid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))

@@ -35,7 +35,6 @@ def line(centre: Any, start_run: Callable[..., Any], tmp_path: Path) -> Any:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run.number, 1, 1
     ledger = Ledger(tmp_path / "ledger.sqlite")
     made = CentreLine(run.grid, ledger, centre.registry(), Ed25519PrivateKey.generate(), run.number)
-    made.poll = 0.05
     yield made
     ledger.close()
 

@@ -135,6 +135,7 @@ def test_too_many_streams_are_asked_to_come_again(served: Serve, monkeypatch: py
     assert all(listener.status == 200 for listener in listeners)
 
 
+@pytest.mark.slow
 def test_a_hundred_watchers_are_told_and_cost_next_to_nothing(served: Serve, ledger: Ledger) -> None:
     page = served()
     limits = httpx.Limits(max_connections=None)

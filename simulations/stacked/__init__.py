@@ -1,0 +1,1 @@
+"""Several simulated sites trained in one pass: their adapters stacked on one shared frozen base."""
