@@ -26,8 +26,7 @@ def predict(
     model: CxrModel, inputs: StudyInputs, indices: NDArray[np.int64], missing: Modality = ""
 ) -> NDArray[np.float32]:
     """Return probabilities ``[studies, F]`` of the adapter now in the model, which may get a part only."""
-    if model.net.training:  # else every module of the network would be visited for nothing
-        model.train_mode(False)
+    model.train_mode(False)
     with torch.inference_mode():
         parts = []
         for i in range(0, len(indices), _BATCH):

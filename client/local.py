@@ -14,7 +14,7 @@ from client.data.dataset import SiteData
 from client.evaluate import macro_auroc, predict
 from client.prefix_cache import StudyInputs
 from client.pretrain.rounds import pretrain_round
-from client.train import train_round
+from client.train import trained_by
 from common.adapter import AdapterState
 from common.files import write_atomic
 from common.model.build import CxrModel
@@ -61,7 +61,7 @@ def train_local(
     round_number = before
     while round_number < config.last_round and not is_over(pace, config):
         round_number += 1
-        result = train_round(
+        result = trained_by.get()(
             model,
             data,
             inputs.of_round(round_number),

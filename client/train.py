@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +67,7 @@ def train_round(
     for name, parameter in model.parameters.items():
         parameter.requires_grad_(name in names)
     optimizer = _optimizer(model, names, train)
-    indices = _labelled(data, site)
+    indices = labelled_studies(data, site)
     labels = torch.from_numpy(data.labels).to(model.device)
     weights = positive_weights(data, train, class_weights)
     weights = None if weights is None else weights.to(model.device)
@@ -82,7 +84,7 @@ def train_round(
         shuffled: list[NDArray[np.int64]] = []
         for step in range(steps):
             if not shuffled:
-                shuffled = _batches(indices, train.batch_size, order)
+                shuffled = shuffled_batches(indices, train.batch_size, order)
             batch = shuffled.pop(0)
             progress = (phase.number - 1 + step / steps) / phase.rounds
             _set_learning_rate(optimizer, train, progress, learning_rate)
@@ -105,10 +107,14 @@ def train_round(
     model.train_mode(False)
     trained = best[1] if best else model.state()
     return LocalResult(
-        AdapterState(_keep_unowned_rows(trained, start, model, data), start.residual),
+        AdapterState(keep_unowned_rows(trained, start, model, data), start.residual),
         float(torch.stack(losses).double().mean()),
         steps,
     )
+
+
+trained_by: ContextVar[Callable[..., LocalResult]] = ContextVar("trained_by", default=train_round)
+"""What trains a round for whoever asks here: `train_round`, unless several sites are trained in one pass."""
 
 
 def masked_bce(logits: Tensor, labels: Tensor, positive_weight: Tensor | None) -> Tensor:
@@ -135,7 +141,12 @@ def autocast(model: CxrModel, train: TrainConfig) -> Any:
     return nullcontext()
 
 
-def _labelled(data: SiteData, site: str) -> NDArray[np.int64]:
+def labelled_studies(data: SiteData, site: str) -> NDArray[np.int64]:
+    """Return the training studies that carry a label of this run.
+
+    Raises:
+        DataError: if there is none.
+    """
     indices = data.labelled("train")
     if not len(indices):
         raise DataError(
@@ -200,7 +211,10 @@ def _set_learning_rate(
         group["lr"] = share * max(group["peak"] * factor, floor)
 
 
-def _batches(indices: NDArray[np.int64], size: int, generator: torch.Generator) -> list[NDArray[np.int64]]:
+def shuffled_batches(
+    indices: NDArray[np.int64], size: int, generator: torch.Generator
+) -> list[NDArray[np.int64]]:
+    """Deal studies into batches of at most ``size``, in an order drawn anew."""
     shuffled = indices[torch.randperm(len(indices), generator=generator).numpy()]
     return [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
 
@@ -216,7 +230,7 @@ def _better(
     return best
 
 
-def _keep_unowned_rows(
+def keep_unowned_rows(
     trained: AdapterState, start: AdapterState, model: CxrModel, data: SiteData
 ) -> dict[str, Tensor]:
     """Put back head rows of findings this site does not annotate: decay must not move them."""

@@ -30,7 +30,7 @@ from client.personalise import personalise
 from client.prefix_cache import StudyInputs, activations_place
 from client.pretrain.rounds import pretrain_round
 from client.site import SiteConfig
-from client.train import LocalResult, train_round
+from client.train import LocalResult, trained_by
 from common.adapter import AdapterState
 from common.code import code_digest
 from common.codec import encode, for_models
@@ -139,7 +139,7 @@ class SiteWorker:
         indices = data.split["validation"]
         scores = predict(model, inputs, indices)
         figures = validation_figures(scores, data.labels[indices], data.findings, asked.min_cell)
-        result = train_round(
+        result = trained_by.get()(
             model,
             data,
             inputs,

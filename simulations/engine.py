@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,19 +50,18 @@ def run_inline(
         for node, file in enumerate(files.values(), start=1)
     }
     os.environ[RUN_FOLDER] = str(folder)
-    with _meeting(config, stack) as together:
-        grid = InlineGrid(client_app, contexts, tamper, together)
-        server_app(grid, Context(RUN_ID, 0, {}, RecordDict(), flat))
+    grid = InlineGrid(client_app, contexts, tamper, _meeting(config, stack))
+    server_app(grid, Context(RUN_ID, 0, {}, RecordDict(), flat))
 
 
-def _meeting(config: RunConfig, stack: int) -> AbstractContextManager[Meeting | None]:
+def _meeting(config: RunConfig, stack: int) -> Meeting | None:
     """Return where sites meet to train in one pass; nowhere with ``stack`` 0."""
     if not stack:
-        return nullcontext()
+        return None
     check_stack(config)
-    from simulations.stacked.meeting import meeting
+    from simulations.stacked.meeting import Meeting
 
-    return meeting(stack)
+    return Meeting(stack)
 
 
 def run_ray(

@@ -33,7 +33,7 @@ from simulations.benchmarks.pairs import Ratio, paired, ratio
 from simulations.experiment import Experiment
 from simulations.prepare import prepare_sites
 from simulations.run import quiet_libraries
-from simulations.stacked.meeting import meeting
+from simulations.stacked.meeting import Meeting
 
 APART = 1e-2
 """Most that an update of one way may differ from the other's, as a share of its length. AdamW divides a
@@ -137,9 +137,9 @@ def measure(
     for stack in stacks:
 
         def together(stack: int = stack) -> list[Answer]:
-            with meeting(stack) as where:
-                groups = [calls[i : i + stack] for i in range(0, len(calls), stack)]
-                return _waited_for(device, lambda: [a for group in groups for a in where.answer(group)])
+            where = Meeting(stack)
+            groups = [calls[i : i + stack] for i in range(0, len(calls), stack)]
+            return _waited_for(device, lambda: [a for group in groups for a in where.answer(group)])
 
         apart = max(distance(a, b) for a, b in zip(expected, together(), strict=True))
         times = paired(together, alone, pairs)

@@ -8,19 +8,13 @@ So a site reads, refuses, encodes and measures as it does by itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-import client.local
-import client.worker
-from client.train import LocalResult, train_round
+from client.train import LocalResult, trained_by
 from simulations.stacked.training import Student, Task, train_stacked
 
 T = TypeVar("T")
-
-_HERE = threading.local()
-"""``guest``: whose thread this is."""
 
 
 class Meeting:
@@ -61,28 +55,6 @@ class Meeting:
             return
         for guest, result in zip(waiting, results, strict=True):
             guest.trained = result
-
-
-def train_together(*arguments: Any, **named: Any) -> LocalResult:
-    """Train as `client.train.train_round`, with whoever else has come; alone where nobody meets."""
-    guest: _Guest[Any] | None = getattr(_HERE, "guest", None)
-    if guest is None:
-        return train_round(*arguments, **named)
-    return guest.train(Student(Task(*arguments, **named)))
-
-
-@contextmanager
-def meeting(size: int) -> Iterator[Meeting]:
-    """Let this process's site workers train through `train_together` meanwhile."""
-    places = (client.worker, client.local)
-    before = [vars(place)["train_round"] for place in places]
-    for place in places:
-        vars(place)["train_round"] = train_together
-    try:
-        yield Meeting(size)
-    finally:
-        for place, trains in zip(places, before, strict=True):
-            vars(place)["train_round"] = trains
 
 
 class _Left(BaseException):
@@ -126,9 +98,9 @@ class _Guest(Generic[T]):
             raise self._raised
         return self._returned[0]
 
-    def train(self, student: Student) -> LocalResult:
-        """Wait for the pass in which the student is trained; called on the guest's own thread."""
-        self.brought, self.trained = student, None
+    def train(self, *arguments: Any, **named: Any) -> LocalResult:
+        """Wait for the pass in which this is trained; called on the guest's own thread."""
+        self.brought, self.trained = Student(Task(*arguments, **named)), None
         self._theirs.release()
         self._mine.acquire()
         if self.failure is not None:
@@ -139,7 +111,7 @@ class _Guest(Generic[T]):
         return self.trained
 
     def _run(self) -> None:
-        _HERE.guest = self
+        trained_by.set(self.train)
         try:
             self._returned.append(self._call())
         except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)

@@ -21,13 +21,13 @@ from client.data.dataset import SiteData
 from client.prefix_cache import Batch, StudyInputs
 from client.train import (
     LocalResult,
-    _batches,
-    _keep_unowned_rows,
-    _labelled,
     autocast,
+    keep_unowned_rows,
+    labelled_studies,
     learning_rate_factor,
     masked_bce,
     positive_weights,
+    shuffled_batches,
 )
 from common.adapter import AdapterState
 from common.model.build import CxrModel
@@ -64,7 +64,7 @@ class Student:
         config, site, number = task.model.config, task.site, task.round_number
         train = config.train
         self.task = task
-        self._indices = _labelled(task.data, site)
+        self._indices = labelled_studies(task.data, site)
         self._labels = torch.from_numpy(task.data.labels)
         self.weights = positive_weights(task.data, train, task.class_weights)
         self._order = torch_generator(config.seed, "order", site, number)
@@ -87,7 +87,9 @@ class Student:
     def next_batch(self) -> tuple[Batch, Tensor]:
         """Return what the model reads of the next studies, and their labels ``[B, F]``."""
         if not self._shuffled:
-            self._shuffled = _batches(self._indices, self.task.model.config.train.batch_size, self._order)
+            self._shuffled = shuffled_batches(
+                self._indices, self.task.model.config.train.batch_size, self._order
+            )
         rows = self._shuffled.pop(0)
         return self.task.inputs.batch(rows, self._views), self._labels[rows]
 
@@ -198,7 +200,7 @@ def _rates(students: Sequence[Student], step: int, in_head: Tensor) -> Tensor:
 def _result(student: Student, forward: StackedForward, row: Tensor) -> LocalResult:
     task = student.task
     moved = AdapterState({**task.start.tensors, **forward.unpack(row)}, {})
-    kept = _keep_unowned_rows(moved, task.start, task.model, task.data)
+    kept = keep_unowned_rows(moved, task.start, task.model, task.data)
     losses = torch.stack(student.losses).tolist()
     return LocalResult(AdapterState(kept, task.start.residual), float(np.mean(losses)), student.steps)
 

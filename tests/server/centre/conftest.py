@@ -135,8 +135,7 @@ class Centre:
     key: Ed25519PrivateKey
 
     def line(self) -> CentreLine:
-        made = CentreLine(self.hall, self.ledger, self.registry, self.key, RUN)
-        return made
+        return CentreLine(self.hall, self.ledger, self.registry, self.key, RUN)
 
     def federation(self, make_config: Callable[..., Any], **over: Any) -> Federation:
         config = make_config(**({"rounds__deadline": 5.0, "data__findings": "effusion"} | over))

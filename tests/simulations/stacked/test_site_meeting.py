@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import client.local
-import client.worker
 from client.prefix_cache import StudyInputs
-from client.train import LocalResult, train_round
+from client.train import LocalResult, train_round, trained_by
 from common.errors import ConfigError, DataError
 from simulations.stacked import training
 from simulations.stacked.limits import check_stack
-from simulations.stacked.meeting import meeting, train_together
+from simulations.stacked.meeting import Meeting
+
+
+def here(*arguments: object, **named: object) -> LocalResult:
+    """Train as a worker does: with whoever else has come, alone where nobody meets."""
+    return trained_by.get()(*arguments, **named)
 
 
 @pytest.fixture
@@ -36,12 +39,12 @@ def test_all_that_come_are_trained_in_one_pass_and_each_gets_its_own(arguments, 
 
     def site(name: str) -> LocalResult:
         order.append(f"{name} comes")
-        result = client.worker.train_round(*arguments[name])
+        result = trained_by.get()(*arguments[name])
         order.append(f"{name} goes")
         return result
 
-    with meeting(8) as together:
-        results = together.answer([partial(site, name) for name in arguments])
+    together = Meeting(8)
+    results = together.answer([partial(site, name) for name in arguments])
     assert together.passes == [3]
     assert order == [f"{name} {does}" for does in ("comes", "goes") for name in arguments]
     for (name, given), result in zip(arguments.items(), results, strict=True):
@@ -56,26 +59,26 @@ def test_who_does_not_train_or_fails_holds_nobody_up(arguments):
     def answers() -> str:
         return "enough"
 
-    trains = partial(client.worker.train_round, *arguments["north"])
-    with meeting(8) as together:
-        assert together.answer([answers, partial(train_together, *arguments["north"]), answers])[::2] == [
-            "enough",
-            "enough",
-        ]
-        with pytest.raises(DataError, match="nothing to train on"):
-            together.answer([partial(train_together, *arguments["east"]), refuses])
+    trains = partial(here, *arguments["north"])
+    together = Meeting(8)
+    assert together.answer([answers, partial(here, *arguments["north"]), answers])[::2] == [
+        "enough",
+        "enough",
+    ]
+    with pytest.raises(DataError, match="nothing to train on"):
+        together.answer([partial(here, *arguments["east"]), refuses])
     assert together.passes == [1, 1]
     assert isinstance(trains(), LocalResult)
 
 
 def test_sites_may_train_several_times_and_not_as_often_as_others(arguments):
     def site(name: str, times: int) -> list[float]:
-        return [client.local.train_round(*arguments[name]).loss for _ in range(times)]
+        return [trained_by.get()(*arguments[name]).loss for _ in range(times)]
 
-    with meeting(8) as together:
-        losses = together.answer(
-            [partial(site, name, times) for name, times in zip(arguments, (3, 1, 2), strict=True)]
-        )
+    together = Meeting(8)
+    losses = together.answer(
+        [partial(site, name, times) for name, times in zip(arguments, (3, 1, 2), strict=True)]
+    )
     assert together.passes == [3, 2, 1]
     assert [len(of_site) for of_site in losses] == [3, 1, 2]
 
@@ -84,13 +87,13 @@ def test_what_goes_wrong_in_a_pass_reaches_every_site_as_its_own_failure(argumen
     def site(name: str) -> str:
         model, *rest = arguments[name]
         try:
-            train_together(model, *rest, proximal_mu="much")
+            here(model, *rest, proximal_mu="much")
         except TypeError as error:
             return type(error).__name__
         return "trained"
 
-    with meeting(8) as together:
-        assert together.answer([partial(site, name) for name in arguments]) == ["TypeError"] * 3
+    together = Meeting(8)
+    assert together.answer([partial(site, name) for name in arguments]) == ["TypeError"] * 3
 
 
 def test_a_pass_computes_with_the_threads_that_its_sites_set(arguments, monkeypatch):
@@ -104,13 +107,13 @@ def test_a_pass_computes_with_the_threads_that_its_sites_set(arguments, monkeypa
 
     def site(name: str) -> LocalResult:
         torch.set_num_threads(3)  # as a worker does, on the thread it answers on
-        return train_together(*arguments[name])
+        return here(*arguments[name])
 
     monkeypatch.setattr(training, "_one_pass", noting)
     before = torch.get_num_threads()
     try:
-        with meeting(8) as together:
-            together.answer([partial(site, name) for name in arguments])
+        together = Meeting(8)
+        together.answer([partial(site, name) for name in arguments])
     finally:
         torch.set_num_threads(before)
     assert seen == [3] != [before]
@@ -121,22 +124,9 @@ def test_an_interrupt_leaves_no_thread_behind(arguments, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("simulations.stacked.meeting.train_stacked", interrupted)
-    with meeting(8) as together, pytest.raises(KeyboardInterrupt):
-        together.answer([partial(train_together, *given) for given in arguments.values()])
+    with pytest.raises(KeyboardInterrupt):
+        Meeting(8).answer([partial(here, *given) for given in arguments.values()])
     assert not [thread for thread in threading.enumerate() if thread.name == "site"]
-
-
-def test_afterwards_sites_train_by_themselves_again():
-    before = client.worker.train_round, client.local.train_round
-
-    def breaks_up() -> None:
-        with meeting(2):
-            assert client.worker.train_round is client.local.train_round is train_together
-            raise DataError("whatever")
-
-    with pytest.raises(DataError, match="whatever"):
-        breaks_up()
-    assert (client.worker.train_round, client.local.train_round) == before
 
 
 @pytest.mark.parametrize(
