@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 STALLED_AFTER = 60.0
 """Seconds without a new part after which an upload is given up: a site's own client gives up a part
 after 30."""
+AT_ONCE = 4
+"""Whole answers handed over by one call: memory must not grow with the sites that answer together."""
 _NODE = Node(node_id=SUPERLINK_NODE_ID)
 
 
@@ -75,6 +77,8 @@ class Arrivals:
                 if message is not None:
                     del self._arriving[arrival.reply_to]
                     whole.append(message)
+                if len(whole) == AT_ONCE:
+                    break  # the others wait at the SuperLink, not in our memory
         except httpx.HTTPError:
             if not whole:
                 raise
