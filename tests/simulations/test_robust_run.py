@@ -42,7 +42,7 @@ def test_a_liar_is_outvoted(
             folder = tmp_path / mean / name
             run_inline(config, tiny_sites, folder, tamper)
             state = final_adapter(folder)
-            heads[name] = torch.cat([tensor.flatten() for tensor in state.tensors.values()])
+            heads[name] = torch.cat([state.tensors[key].flatten() for key in sorted(state.tensors)])
         moved = torch.linalg.vector_norm(heads["honest"])
         pulled[mean] = float(torch.linalg.vector_norm(heads["lied to"] - heads["honest"]) / moved)
-    assert pulled["median"] < pulled["weighted"] / 2, pulled
+    assert pulled["weighted"] > 2 and pulled["median"] < 1, pulled
