@@ -34,7 +34,9 @@ OVERHEAD = 1.05
 """How many times as long as its bare local steps the whole simulation may take."""
 HELD = ("last-2", "last-4", "all")
 """Arms held to it: a head alone takes so little that the rest of a simulation outweighs it."""
-HEAD: Mapping[str, Any] = {"studies": 144, "epochs": 5, "batch": 32}
+HEAD: Mapping[str, Any] = {
+    "architecture": "vit_tiny_patch16_224", "image_size": 96, "studies": 144, "epochs": 5, "batch": 32,
+}  # fmt: skip
 """A head takes so little that on sites as small as the other arms' a plan, messages and a ledger are most
 of what either side does."""
 _GPU: Mapping[str, Any] = {

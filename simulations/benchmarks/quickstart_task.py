@@ -51,13 +51,13 @@ class Task:
     """Where sites, arrays and weights lie."""
     last: int = 12
     """Blocks with LoRA, counted from the end; 0: the head alone is trained."""
-    architecture: str = "vit_tiny_patch16_224"
+    architecture: str = "vit_small_patch16_224"
     blocks: int = 12
-    image_size: int = 96
+    image_size: int = 112
     sites: int = 8
     studies: int = 40
     rounds: int = 10
-    epochs: int = 3
+    epochs: int = 1
     batch: int = 10
     lr: float = 1e-3
     rank: int = 8
