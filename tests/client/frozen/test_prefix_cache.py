@@ -28,32 +28,18 @@ from common.errors import ModelError
 from common.model.build import CxrModel, build_model
 from common.protocol import Answer, Instruction
 from simulations.make_site import make_site
-from tests.client.frozen_parts import (
+from tests.client.frozen.frozen_parts import (
     EVERY,
     STUDIES,
     gap,
     inputs_of,
     moved,
     never,
-    noise_site,
     trained,
 )
 
 ROUNDED = 0.02
 """How far float16 may lead an adapter astray in ten steps of AdamW, against how far it comes: 0.009 seen."""
-
-
-@pytest.fixture(scope="module")
-def site() -> SiteData:
-    return noise_site()
-
-
-@pytest.fixture
-def make(make_model: Callable[..., CxrModel]) -> Callable[..., CxrModel]:
-    def with_batches(**over: Any) -> CxrModel:
-        return make_model(**{"train__batch_size": 8, "train__epochs": 2, **over})
-
-    return with_batches
 
 
 # ---------------------------------------------------------------- the same as without

@@ -15,29 +15,14 @@ from client.augment import augment_as, normalise, to_float, view_draws
 from client.data.dataset import SiteData
 from common.errors import ConfigError
 from common.model.build import CxrModel
-from tests.client.frozen_parts import (
+from tests.client.frozen.frozen_parts import (
     STUDIES,
     gap,
     inputs_of,
     moved,
     never,
-    noise_site,
     trained,
 )
-
-
-@pytest.fixture(scope="module")
-def site() -> SiteData:
-    return noise_site()
-
-
-@pytest.fixture
-def make(make_model: Callable[..., CxrModel]) -> Callable[..., CxrModel]:
-    def with_batches(**over: Any) -> CxrModel:
-        return make_model(**{"train__batch_size": 8, "train__epochs": 2, **over})
-
-    return with_batches
-
 
 VIEWS = {"train__augment": 0.8, "train__views": 3}
 
