@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from client import app as client_app
-from client import worker as client_worker
 from client.data.dataset import load_site_data
 from client.prefix_cache import StudyInputs
 from client.site import load_site
-from client.train import masked_bce
+from client.train import masked_bce, train_round, trained_by
 from common.adapter import AdapterState
 from common.config import RunConfig
 from common.errors import QuorumError
@@ -48,11 +47,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return rounds
 
 
-def test_only_pet_tensors_travel_and_every_site_goes_on_from_them(
-    run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_pet_tensors_travel_and_every_site_goes_on_from_them(run_tiny: Run, tmp_path: Path) -> None:
     began: dict[int, dict[str, str]] = {}
-    train_round = client_worker.train_round
 
     def listening(
         model: Any, data: Any, inputs: Any, start: AdapterState, number: int, site: str, *rest: Any
@@ -60,8 +56,11 @@ def test_only_pet_tensors_travel_and_every_site_goes_on_from_them(
         began.setdefault(number, {})[site] = start.digest()
         return train_round(model, data, inputs, start, number, site, *rest)
 
-    monkeypatch.setattr(client_worker, "train_round", listening)
-    report = run_tiny(tmp_path / "run", **TPP)
+    before = trained_by.set(listening)
+    try:
+        report = run_tiny(tmp_path / "run", **TPP)
+    finally:
+        trained_by.reset(before)
     (model,) = client_app._pool()._models.values()
     start, after = model.initial_state(), state_after(tmp_path / "run", 2)
     factors = [name for name in start.tensors if ".lora_B." in name]
