@@ -34,7 +34,7 @@ from common.files import locked, write_atomic
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when what is computed, or how it lies on disk, changes: what lies there is then not read."""
 RESERVE = 2**30
 """Bytes of the disk that are left free."""

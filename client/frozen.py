@@ -22,9 +22,11 @@ from common.model.digest import tensor_digest
 from common.pet.targets import is_final_norm
 from common.pet.towers import TEXT, VISION
 
-BATCH = 32
-"""Studies that go through a frozen part together, always as many: what a part says of a study then does not
-depend on which others are asked for, to the last bit."""
+TOGETHER = {"cpu": 8}
+"""Device -> studies that go through a frozen part together, always as many: what a part says of a study then
+does not depend on which others are asked for, to the last bit. More are no faster on a CPU, and the last of a
+site's are filled up to that number."""
+_TOGETHER_ELSEWHERE = 32
 
 
 class Frozen(ABC):
@@ -43,6 +45,11 @@ class Frozen(ABC):
     def device(self) -> torch.device:
         """Where it is computed."""
         return self._model.device
+
+    @property
+    def together(self) -> int:
+        """How many studies go through it at once."""
+        return TOGETHER.get(self.device.type, _TOGETHER_ELSEWHERE)
 
     @property
     def is_overlaid(self) -> bool:
@@ -86,9 +93,9 @@ class Frozen(ABC):
 
     @torch.no_grad()
     def say(self, *batch: Tensor) -> Tensor:
-        """Run up to ``BATCH`` studies, filled up to that number; fp32 and eval mode, whatever is around."""
-        count = len(batch[0])
-        filled = [torch.cat([part, part.new_zeros(BATCH - count, *part.shape[1:])]) for part in batch]
+        """Run up to ``together`` studies, filled up to that number; fp32 and eval mode, whatever is around."""
+        count, whole = len(batch[0]), self.together
+        filled = [torch.cat([part, part.new_zeros(whole - count, *part.shape[1:])]) for part in batch]
         training = self._model.net.training
         self._model.train_mode(False)
         try:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.activations import Compute, Digests, Disk, Memory, Place, Rows
-from client.frozen import BATCH, Frozen
+from client.frozen import Frozen
 from common.errors import ModelError
 
 _log = logging.getLogger(__name__)
@@ -105,8 +105,9 @@ class Outputs:
 
     def _said(self, rows: Rows) -> Iterator[NDArray[Any]]:
         """Compute, some studies at a time."""
-        for i in range(0, len(rows), BATCH):
-            said = self._part.say(*self._feed(rows[i : i + BATCH]))
+        at_once = self._part.together
+        for i in range(0, len(rows), at_once):
+            said = self._part.say(*self._feed(rows[i : i + at_once]))
             kept = said.to(self._dtype)
             if kept.isinf().any() and not said.isinf().any():
                 raise ModelError(

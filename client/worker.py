@@ -40,6 +40,7 @@ from common.model.build import CxrModel, build_model
 from common.phase import trained_names
 from common.protocol import Answer, Instruction, Stage, Value
 from common.sections import DataConfig, PretrainConfig
+from common.threads import keep_to_torch
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +244,7 @@ class SiteWorker:
         return self._data[key]
 
     def _model(self, instruction: Instruction, config: RunConfig) -> CxrModel:
+        keep_to_torch()
         if self.site.device.threads:
             torch.set_num_threads(self.site.device.threads)
         model = self._pool.get(config, _device(self.site.device.name))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from numpy.typing import NDArray
 
 from common.errors import SchemaError
@@ -132,7 +132,8 @@ def answer_from_records(records: RecordDict) -> Answer:
 
 def message_bytes(message: Message) -> int:
     """Bytes a message takes on the wire: every object Flower would push for it."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    with no_object_id_recompute():
+        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
 def _check_kinds(records: RecordDict, kinds: Mapping[str, type]) -> None:

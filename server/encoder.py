@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.adapter import AdapterState
 from common.model.build import CxrModel
-from common.pet.targets import QKV_PARTS
+from common.model.qkv import QKV_PARTS
 
 ENCODER = "encoder.safetensors"
 """Its name in a release; ``model.weights`` of another plan can name the file."""

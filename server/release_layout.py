@@ -11,8 +11,9 @@ from torch import Tensor
 
 from common.adapter import Factors
 from common.config import RunConfig
+from common.model.qkv import QKV_PARTS
 from common.pet.lora import scale
-from common.pet.targets import QKV_PARTS, Cut, is_feed_forward
+from common.pet.targets import Cut, is_feed_forward
 from common.phase import LORA_A, LORA_B
 
 _PREFIX = "base_model.model."

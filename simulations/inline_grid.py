@@ -16,7 +16,7 @@ from uuid import uuid4
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -125,5 +125,6 @@ class InlineGrid(Grid):
 
 def through_the_wire(message: Message) -> Message:
     """Serialise and read back, so that nothing is aliased and the bytes are true."""
-    parts = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    return cast(Message, inflate_object_from_contents(message.object_id, parts))
+    with no_object_id_recompute():
+        parts = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+        return cast(Message, inflate_object_from_contents(message.object_id, parts))

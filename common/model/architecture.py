@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.errors import ModelError
+from common.model.class_token import run_last_block
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,15 @@ class Architecture:
     pool: Callable[[Any, Tensor], Tensor]
     """From the last block's output to the features ``[B, D]`` the head reads."""
     between: Callable[[Any, str, Tensor], Tensor] | None = None
+    finish: Callable[[Any, str, Tensor], Tensor] | None = None
+    """Runs the last block as far as ``pool`` reads what it puts out."""
 
-    def run(self, net: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
-        """Apply blocks ``start`` to ``stop`` (exclusive)."""
+    def run(self, net: nn.Module, x: Tensor, start: int, stop: int, to_pool: bool = False) -> Tensor:
+        """Apply blocks ``start`` to ``stop`` (exclusive); ``to_pool``: only `pool` reads the last one."""
         for name in self.blocks[start:stop]:
             x = self.between(net, name, x) if self.between else x
-            x = net.get_submodule(name)(x)
+            last = to_pool and name == self.blocks[-1]
+            x = self.finish(net, name, x) if last and self.finish else net.get_submodule(name)(x)
         return x
 
     def last(self, count: int) -> tuple[str, ...]:
@@ -60,7 +64,7 @@ def _vit(net: Any) -> Architecture:
     def pool(net: Any, x: Tensor) -> Tensor:
         return net.forward_head(net.norm(x), pre_logits=True)
 
-    return Architecture("vit", stem, tuple(_numbered(net, "blocks")), pool)
+    return Architecture("vit", stem, tuple(_numbered(net, "blocks")), pool, finish=run_last_block)
 
 
 def _resnet(net: Any) -> Architecture:

@@ -181,8 +181,6 @@ class CxrModel:
 
         ``text`` is what `read_text` makes of the studies' reports; None: no study has one.
         """
-        if self.fusion is None:
-            return self._beside(self.net(images), clinical)
         return self.suffix(self.prefix(images, 0), 0, clinical, text)
 
     def _beside(self, logits: Tensor, clinical: Tensor | None) -> Tensor:
@@ -233,8 +231,11 @@ class CxrModel:
         return all(n.startswith(inside) or is_final_norm(n) for n in trained)
 
     def prefix(self, images: Tensor, blocks: int) -> Tensor:
-        """Run the stem and the first ``blocks`` blocks; one more than there are pools too: ``[B, D]``."""
-        last = self.arch.run(self.net, self.arch.stem(self.net, images), 0, blocks)
+        """Run the stem and the first ``blocks`` blocks; one more than there are pools too: ``[B, D]``.
+
+        Of the last block it says what pooling reads: with token pooling of a ViT the class token alone.
+        """
+        last = self.arch.run(self.net, self.arch.stem(self.net, images), 0, blocks, to_pool=True)
         return self.arch.pool(self.net, last) if blocks > len(self.arch.blocks) else last
 
     def suffix(
@@ -242,7 +243,7 @@ class CxrModel:
     ) -> Tensor:
         """Run what ``prefix`` with the same ``blocks`` left out; returns logits ``[B, F]``."""
         count = len(self.arch.blocks)
-        rest = self.arch.run(self.net, hidden, blocks, count)
+        rest = self.arch.run(self.net, hidden, blocks, count, to_pool=True)
         image = rest if blocks > count else self.arch.pool(self.net, rest)  # [B, D]
         head = self.net.get_classifier()
         if self.fusion is None:

@@ -19,7 +19,8 @@ from torch.nn import functional
 from common.adapter import AdapterState, schema_of
 from common.errors import TargetError
 from common.model.build import CxrModel
-from common.pet.targets import SplitQKV, blocks_in_scope
+from common.model.qkv import SplitQKV
+from common.pet.targets import blocks_in_scope
 from common.seeds import torch_generator
 
 PRIVATE_A, PRIVATE_B = ".private_A", ".private_B"

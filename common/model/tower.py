@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from common.adapter import Factors
+from common.model.qkv import QKV_PARTS
 from common.model.residual import residual_hook
-from common.pet.targets import QKV_PARTS
 
 _WRAPPING = re.compile(r"\.(base_layer|default)(?=\.|$)")
 _QKV_PART = re.compile(rf"\.qkv\.({'|'.join(QKV_PARTS)})\.")

@@ -14,7 +14,7 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from common.model.product import is_plain_fp32, linear, product
+from common.model.product import QuickLinear, is_plain_fp32, linear, product
 
 
 class _Merged(torch.autograd.Function):
@@ -68,19 +68,47 @@ class FusedLinear(PeftLinear):
     def _fits(self, x: Tensor) -> bool:
         base = self._base()
         return (
-            not self.disable_adapters
-            and not self.merged
-            and len(self.active_adapters) == 1
-            and x.numel() // base.in_features >= _worth_merging(base.in_features, base.out_features)
-            and not any(self._drops(name) for name in self.active_adapters)
+            x.numel() // base.in_features >= _worth_merging(base.in_features, base.out_features)
+            and self._is_one_matrix()
             and not base.weight.requires_grad
             and not (base.bias is not None and base.bias.requires_grad)
             and is_plain_fp32(x, base.weight)
         )
 
+    def whole(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return W + s B A ``[O, I]``, with all its gradients, and the bias; None as `whole_layer`."""
+        base = self._base()
+        if not self._is_one_matrix() or not is_plain_fp32(base.weight):
+            return None
+        (name,) = self.active_adapters
+        a, b = (cast(Tensor, layers[name].weight) for layers in (self.lora_A, self.lora_B))
+        return merged(base.weight, a, b, self.scaling[name]), base.bias
+
+    def _is_one_matrix(self) -> bool:
+        return (
+            not self.disable_adapters
+            and not self.merged
+            and len(self.active_adapters) == 1
+            and not any(self._drops(name) for name in self.active_adapters)
+        )
+
     def _drops(self, name: str) -> bool:
         dropout = self.lora_dropout[name]
         return isinstance(dropout, nn.Dropout) and dropout.p > 0 and self.training
+
+
+def whole_layer(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return weight ``[O, I]`` and bias ``[O]`` that do all a layer does, W + s B A where it has LoRA.
+
+    None where no such matrix does it, or none without loss: under dropout, a forward hook, other kinds of
+    PET, and, with LoRA, where products are rounded below fp32.
+    """
+    hooked = (part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
+    if any(hooked):
+        return None
+    if type(layer) in (nn.Linear, QuickLinear):
+        return cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
+    return layer.whole() if isinstance(layer, FusedLinear) else None
 
 
 def fuse(net: nn.Module) -> int:

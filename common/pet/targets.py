@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import ModelError, TargetError
 from common.model.architecture import Architecture
+from common.model.qkv import QKV_PARTS, SplitQKV
 from common.sections import PetConfig
 
-QKV_PARTS = ("q", "k", "v")
 _FEED_FORWARD = ("fc1", "fc2")
 
 
@@ -47,28 +46,6 @@ class TextCut:
 
 Cut = Architecture | TextCut
 """How a tower is cut into blocks."""
-
-
-class SplitQKV(nn.Module):
-    """A fused qkv projection as three linear layers, so each can be adapted by itself."""
-
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-
-    def __init__(self, fused: nn.Linear) -> None:
-        super().__init__()
-        width, bias = fused.out_features // 3, fused.bias is not None
-        for i, part in enumerate(QKV_PARTS):
-            linear = nn.Linear(fused.in_features, width, bias=bias)
-            linear.weight.data = fused.weight.data[i * width : (i + 1) * width].clone()
-            if bias:
-                linear.bias.data = fused.bias.data[i * width : (i + 1) * width].clone()
-            self.add_module(part, linear)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, T, D]`` to ``[B, T, 3 D]``, as the fused layer does."""
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
 def scope_prefixes(arch: Cut, scope: str) -> tuple[str, ...] | None:

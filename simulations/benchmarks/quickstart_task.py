@@ -55,10 +55,10 @@ class Task:
     blocks: int = 12
     image_size: int = 112
     sites: int = 8
-    studies: int = 40
+    studies: int = 120
     rounds: int = 10
     epochs: int = 1
-    batch: int = 10
+    batch: int = 16
     lr: float = 1e-3
     rank: int = 8
     alpha: float = 16.0

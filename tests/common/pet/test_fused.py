@@ -145,7 +145,7 @@ def test_the_same_bits_twice(x, grad):
 
 
 def test_a_model_s_lora_layers_are_fused(make_model):
-    from common.pet.targets import SplitQKV
+    from common.model.qkv import SplitQKV
 
     model = make_model(pet__targets="q,v,fc1", pet__scope="last-2")
     layers = [m for m in model.net.modules() if isinstance(m, PeftLinear)]
