@@ -55,7 +55,7 @@ class Task:
     blocks: int = 12
     image_size: int = 112
     sites: int = 8
-    studies: int = 120
+    studies: int = 160
     rounds: int = 10
     epochs: int = 1
     batch: int = 16

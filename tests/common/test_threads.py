@@ -1,0 +1,28 @@
+"""A process that trains has torch's threads, and none of numpy's beside them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import numpy, torch
+from threadpoolctl import ThreadpoolController
+from common.threads import keep_to_torch
+torch.set_num_threads(2)
+before = {p["internal_api"]: p["num_threads"] for p in ThreadpoolController().info()}
+keep_to_torch()
+keep_to_torch()
+after = {p["internal_api"]: p["num_threads"] for p in ThreadpoolController().info()}
+assert "openblas" in before, before
+assert after["openblas"] == 1, after
+assert torch.get_num_threads() == 2
+"""
+
+
+def test_numpy_computes_in_its_own_thread_and_torch_keeps_its() -> None:
+    """In a process of its own: the limit stays for as long as one lives."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
