@@ -93,7 +93,7 @@ class Frozen(ABC):
 
     @torch.no_grad()
     def say(self, *batch: Tensor) -> Tensor:
-        """Run up to ``together`` studies, filled up to that number; fp32 and eval mode, whatever is around."""
+        """Run up to ``together`` studies, filled up to as many; fp32 and eval mode, whatever is around."""
         count, whole = len(batch[0]), self.together
         filled = [torch.cat([part, part.new_zeros(whole - count, *part.shape[1:])]) for part in batch]
         training = self._model.net.training
