@@ -81,7 +81,7 @@ def test_limits_are_checked():
     assert len(row(gain=2.9).missed) == 1
     assert len(row(gain=2.9, overhead=1.2).missed) == 2
     assert not row(gain=0.5, overhead=2.0, precision="bf16").missed
-    assert len(row("head", gain=19.0, overhead=3.0).missed) == 1
+    assert len(row("head", gain=19.0, overhead=3.0).missed) == 2
     assert not row("all", gain=1.11).missed
 
 

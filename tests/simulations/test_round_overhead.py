@@ -133,3 +133,12 @@ def test_a_limit_that_is_missed_is_a_failure(
     assert "above the limit of 1.5 s" in capsys.readouterr().out
     assert json.loads(numbers.read_text())["small adapter"]["rounds"][0]["overhead"] == 2.0
     assert main(["--most", "2.5"]) == 0
+
+
+def test_what_the_engine_alone_takes_is_no_miss_of_ours_but_is_said() -> None:
+    """LATE is 2 s beyond its slowest site; three sites at 0.6 s of the SuperLink are 1.8 s."""
+    measured = Measured([LATE], 0.6)
+    assert not measured.missed(1.5) and measured.missed(1.9)
+    assert "SuperLink alone uses 1.800 s" in measured.verdict(1.5)
+    assert measured.verdict(1.9) == "above the limit of 1.9 s"
+    assert not measured.missed(2.0) and "within" in measured.verdict(2.0)

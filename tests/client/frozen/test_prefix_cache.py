@@ -310,7 +310,7 @@ def test_the_number_of_studies_beside_one_changes_no_bit(
     def said(rows: NDArray[np.int64]) -> torch.Tensor:
         return prefix.say(images[torch.from_numpy(rows)])
 
-    whole = said(EVERY[:32])
+    whole = said(EVERY[: prefix.together])
     assert torch.equal(said(EVERY[5:6]), whole[5:6])
-    back = EVERY[31:20:-2].copy()
+    back = EVERY[prefix.together - 1 :: -2].copy()
     assert torch.equal(said(back), whole[torch.from_numpy(back)])

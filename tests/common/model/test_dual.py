@@ -35,7 +35,7 @@ def say(model, dual, images):
 @pytest.mark.parametrize("method", METHODS)
 def test_it_begins_as_the_released_model_for_every_method(dual, images, logits, method):
     model, own = dual(pet__method=method)
-    assert torch.equal(say(model, own, images), logits(model))
+    torch.testing.assert_close(say(model, own, images), logits(model), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,9 +91,9 @@ def test_a_residual_stays_where_it_is(dual, moved, images, logits, make_model):
     model.load(state)
     own, before = DualModel(model, "north"), logits(model)
     own.load(own.initial_state())
-    assert torch.equal(say(model, own, images), before)
+    torch.testing.assert_close(say(model, own, images), before, atol=1e-6, rtol=1e-5)
     model.load(AdapterState(state.tensors, {}))
-    assert not torch.equal(logits(model), before)
+    assert not torch.allclose(logits(model), before, atol=1e-3)
 
 
 def test_each_site_draws_its_own_and_the_scope_bounds_it(dual):
