@@ -153,7 +153,7 @@ def _apart(model: CxrModel, data: SiteData, kept: StudyInputs, plain: StudyInput
 
 
 HEAD = (
-    f"{'trained':8}{'read at':9}{'without / with the cache':44}{'bound':>8}"
+    f"{'trained':8}{'read at':9}{'without / with the cache':48}{'bound':>8}"
     f"{'share':>7}{'filling':>9}{'kB/image':>10}{'apart':>8}"
 )
 
@@ -164,8 +164,11 @@ def line(finding: Finding) -> str:
     >>> line(Finding("2", "avg", Ratio(3.4, 3.3, 3.5, 6), 3.6, 0.9, 38000, 0.001)).split()[-5:]
     ['3.6', '94%', '0.90', '38.0', '0.10%']
     """
+    # A head's step is no more than a product with the features: its bound says nothing.
+    bound = "" if finding.trained == "head" else f"{finding.bound:.3g}"
+    share = "" if finding.trained == "head" else f"{finding.share:.0%}"
     return (
-        f"{finding.trained:8}{POOLS[finding.pool]:9}{finding.ratio!s:44}{finding.bound:8.3g}{finding.share:7.0%}"
+        f"{finding.trained:8}{POOLS[finding.pool]:9}{finding.ratio!s:48}{bound:>8}{share:>7}"
         f"{finding.fill:9.2f}{finding.bytes_per_image / 1000:10.1f}{finding.apart:8.2%}"
     )
 

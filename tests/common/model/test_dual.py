@@ -86,7 +86,9 @@ def test_a_residual_stays_where_it_is(dual, moved, images, logits, make_model):
     from common.adapter import Factors
 
     model = make_model(lora__aggregation="fedex")
-    left, right = torch.full((192, 1), 0.1), torch.full((1, 64), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    # Not of equal values: a norm's outputs sum to zero.
+    left, right = (torch.randn(shape, generator=generator) for shape in ((192, 1), (1, 64)))
     state = AdapterState(moved(model).tensors, {"blocks.0.attn.qkv": Factors(left, right)})
     model.load(state)
     own, before = DualModel(model, "north"), logits(model)
