@@ -36,7 +36,7 @@ Flat = NDArray[np.float32]
 def whole(instruction: Instruction, schema: AdapterSchema, config: RunConfig, file: Path) -> Instruction:
     """Return an instruction with the adapter it names, and keep that adapter in ``file``.
 
-    One that names none is returned as it is.
+    One that names none is returned as it is; where the disk is full, the adapter is only not kept.
 
     Raises:
         CheckpointError: if neither the adapter nor the one before it is here, or what results is not the one
@@ -45,18 +45,19 @@ def whole(instruction: Instruction, schema: AdapterSchema, config: RunConfig, fi
     """
     if not instruction.named:
         return instruction
+    held = _read(file)
+    is_held = held is not None and adapter_digest(held) == instruction.named
     adapter = instruction.adapter
     if adapter is None:
-        adapter = _made_here(instruction, schema, config, file)
+        adapter = held if is_held else _made_here(held, instruction, schema, config)
     elif adapter_digest(adapter) != instruction.named:
         raise SchemaError("the instruction carries another adapter than the one it names")
+    if not is_held and adapter is not None:
+        _keep(adapter, file)
     return dataclasses.replace(instruction, adapter=adapter, change=None)
 
 
-def _made_here(instruction: Instruction, schema: AdapterSchema, config: RunConfig, file: Path) -> Flat:
-    held = _read(file)
-    if held is not None and adapter_digest(held) == instruction.named:
-        return held
+def _made_here(held: Flat | None, instruction: Instruction, schema: AdapterSchema, config: RunConfig) -> Flat:
     if held is None or held.size != schema.numel or instruction.change is None:
         raise _not_here()
     moved = schema.select(trained_names(schema, config, instruction.round - 1))
@@ -67,15 +68,9 @@ def _made_here(instruction: Instruction, schema: AdapterSchema, config: RunConfi
     return adapter
 
 
-def keep(instruction: Instruction, file: Path) -> None:
-    """Keep the adapter that an instruction names; where the disk is full, it is only not kept."""
-    if not instruction.named or instruction.adapter is None:
-        return
-    held = _read(file)
-    if held is not None and adapter_digest(held) == instruction.named:
-        return
+def _keep(adapter: Flat, file: Path) -> None:
     try:
-        values = torch.from_numpy(np.array(instruction.adapter, dtype=np.float32))
+        values = torch.from_numpy(np.array(adapter, dtype=np.float32))
         write_atomic(file, save({_VALUES: values}))
     except OSError as error:
         logger.warning("the adapter is not kept: %s", error.strerror)

@@ -114,7 +114,8 @@ class StudyInputs:
     def _cut_before(self, trained: set[str]) -> None:
         """Let the frozen parts end before anything that is trained."""
         on = self._train.prefix_cache
-        self._cut = self._base.frozen_cut(trained) if on else 0
+        cut: int = self._once(frozenset(trained), lambda: self._base.frozen_cut(trained))
+        self._cut = cut if on else 0
         text = any(name.startswith(PREFIXES[TEXT]) for name in trained)
         self._may_keep_text = on and self._tokens is not None and not text
 

@@ -23,7 +23,7 @@ from client.calibrate import platt_metrics
 from client.data.dataset import SiteData, load_site_data
 from client.evaluate import predict, validation_figures
 from client.feedback import Sent, send
-from client.held import FILE, keep, whole
+from client.held import FILE, whole
 from client.label_counts import label_metrics
 from client.local import train_local
 from client.personalise import personalise
@@ -224,7 +224,6 @@ class SiteWorker:
         data, model = self._site_data(config), self._model(instruction, config)
         held = run_folder(self.site, instruction) / FILE
         instruction = whole(instruction, model.schema, config, held)
-        keep(instruction, held)
         inputs = partial(self._study_inputs, instruction, model, data)
         return Asked(instruction, config, self.site, data, model, inputs)
 

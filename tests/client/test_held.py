@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.held import keep, whole
+from client.held import whole
 from common.adapter import AdapterSchema, AdapterState
 from common.codec import adapter_digest
 from common.config import RunConfig
@@ -44,14 +44,13 @@ AFTER = SCHEMA.pack(SENT.state.tensors)
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A site that took part in round 2."""
-    keep(asked(BEFORE, BEFORE), tmp_path / "run" / "adapter.safetensors")
+    whole(asked(BEFORE, BEFORE), SCHEMA, CONFIG, tmp_path / "run" / "adapter.safetensors")
     return tmp_path / "run" / "adapter.safetensors"
 
 
 def test_one_that_names_nothing_is_left_alone(tmp_path: Path) -> None:
     plain = Instruction("train", "p", "c", "b", adapter=BEFORE)
     assert whole(plain, SCHEMA, CONFIG, tmp_path / "none") is plain
-    keep(plain, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -66,7 +65,6 @@ def test_the_change_is_of_the_tensors_of_the_round_before(file: Path) -> None:
     got = whole(asked(None, AFTER, change=SENT.change), SCHEMA, CONFIG, file)
     assert got.adapter is not None and got.adapter.tobytes() == AFTER.tobytes()
     assert got.change is None
-    keep(got, file)
     again = whole(asked(None, AFTER, change=SENT.change), SCHEMA, CONFIG, file)
     assert again.adapter is not None and again.adapter.tobytes() == AFTER.tobytes()
 
@@ -81,7 +79,7 @@ def test_what_is_not_here_is_asked_for(file: Path, spoil: str) -> None:
     elif spoil == "half":
         file.write_bytes(file.read_bytes()[:-8])
     elif spoil == "another":
-        keep(asked(BEFORE + 1, BEFORE + 1), file)
+        whole(asked(BEFORE + 1, BEFORE + 1), SCHEMA, CONFIG, file)
     elif spoil == "no change":
         change = None
     else:
@@ -106,5 +104,6 @@ def test_a_full_disk_is_no_obstacle(file: Path, monkeypatch: pytest.MonkeyPatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("client.held.write_atomic", full)
-    keep(asked(AFTER, AFTER), file)
+    got = whole(asked(AFTER, AFTER), SCHEMA, CONFIG, file)
+    assert got.adapter is not None and got.adapter.tobytes() == AFTER.tobytes()
     assert whole(asked(None, BEFORE), SCHEMA, CONFIG, file).adapter is not None
