@@ -15,6 +15,7 @@ from pathlib import Path
 
 BENCHMARKS: Mapping[str, str] = {
     "prefix": "an epoch with and without the frozen-prefix cache, beside the arithmetic bound",
+    "local_step": "what each choice in the local training step is worth",
     "quickstart": "a simulation against the plain Flower, Ray and peft pattern",
     "codecs": "bytes per round of every codec, and what they cost in AUROC",
     "aggregation": "averaging 10, 100 and 1,000 sites against memory bandwidth and Flower's own",
