@@ -21,6 +21,7 @@ from typing import Any
 import common.model.torchvision_shim  # noqa: F401  isort: skip  (before peft)
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import nn
 
 from client.train import masked_bce
 from common.config import RunConfig
@@ -38,9 +39,9 @@ def _as_it_is(model: CxrModel) -> None:
 
 
 def _without_fused(model: CxrModel) -> None:
-    for module in model.net.modules():
-        if isinstance(module, FusedLinear):
-            module.__class__ = PeftLinear
+    fused: list[nn.Module] = [module for module in model.net.modules() if isinstance(module, FusedLinear)]
+    for module in fused:
+        module.__class__ = PeftLinear
 
 
 def _with_whole_last_block(model: CxrModel) -> None:
