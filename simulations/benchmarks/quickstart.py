@@ -3,9 +3,9 @@
 Both do the same: the same sites, images, network, trained parameters, local steps, batches, rounds and
 cores, and every site evaluates on its validation studies every round. The pattern (quickstart_pattern.py)
 is timed from when Ray and its workers are up, so what it takes to start them is not counted; nor are our
-imports. Ours is the real simulation from its first line to its last, building the model and filling the caches included; it
-validates once more when the rounds are over and then tests, which the pattern does not. The bare loop does
-our local steps and evaluations and nothing else.
+imports. Ours is the real simulation from its first line to its last, building the model and filling the
+caches included; it validates once more when the rounds are over and then tests, which the pattern does not.
+The bare loop does our local steps and evaluations and nothing else.
 """
 
 from __future__ import annotations
