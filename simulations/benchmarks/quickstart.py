@@ -33,7 +33,7 @@ LIMITS: Mapping[str, float] = {"head": 20.0, "last-2": 3.0, "last-4": 2.0, "all"
 OVERHEAD = 1.05
 """How many times as long as its bare local steps the whole simulation may take."""
 HEAD: Mapping[str, Any] = {
-    "architecture": "vit_tiny_patch16_224", "image_size": 96, "studies": 800, "epochs": 3, "batch": 32,
+    "architecture": "vit_tiny_patch16_224", "image_size": 96, "studies": 1200, "epochs": 3, "batch": 32,
 }  # fmt: skip
 """A head takes so little that on sites as small as the other arms' a plan, messages and a ledger are most
 of what either side does."""
