@@ -25,8 +25,8 @@ CLINICAL_WEIGHT = "clinical.weight"
 """Weights ``[F, 2 V]`` of the clinical variables and of the marks that they are missing."""
 
 CHANNELS_LAST = ("resnet", "densenet", "efficientnet")
-"""Families whose images lie with their channels next to each other in memory: 1.2 to 1.6 times as fast on
-a CPU; a ViT has no such choice, and to a ConvNeXt it makes no difference."""
+"""Families whose images lie with their channels next to each other in memory, which is faster; how much,
+simulations/benchmarks/local_step.py measures."""
 PREFIXES = {VISION: "", TEXT: "text."}
 """Tower -> what its tensors' names begin with; the image model's are those of the plain network."""
 FUSION = "fusion."
