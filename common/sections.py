@@ -21,6 +21,8 @@ from common.findings import canonical
 
 Redaction = Literal["none", "word", "sentence", "indication"]
 """What is taken out of a report before it is used, from nothing to all but the redacted indication."""
+Mean = Literal["weighted", "median", "trimmed"]
+"""How the updates of the sites become one."""
 BELOW_ONE = Field(ge=0.0, lt=1.0)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -221,7 +223,7 @@ class StrategyConfig(Section):
 
     name: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
     """FedAvg (McMahan 2017), FedProx (Li 2020), FedAdam (Reddi 2021)."""
-    mean: Literal["weighted", "median", "trimmed"] = "weighted"
+    mean: Mean = "weighted"
     """How updates become one. ``weighted``: by the number of examples. ``median``, ``trimmed``: value by
     value over the sites, each counted once (Yin et al. 2018), so that a few cannot pull it away."""
     trim: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2

@@ -139,7 +139,7 @@ def _bases(
     folder: SiteFolder, site: SiteConfig, policy: Policy, plan: Path | None, console: Console
 ) -> dict[str, str]:
     """Return digest -> what it is: of the base that comes with the software, and of a plan's."""
-    from client.gate.policy import check_plan
+    from client.gate.plan_check import check_plan
     from client.plan import read_plan
     from common.config import RunConfig
     from common.model.build import build_model

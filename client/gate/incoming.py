@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from client.gate.approval import current_approval
 from client.gate.audit import Audit
-from client.gate.policy import check_plan, load_policy
+from client.gate.plan_check import check_plan
+from client.gate.policy import load_policy
 from client.place import SiteFolder
 from client.site import SiteConfig
 from common.code import code_digest

@@ -21,6 +21,7 @@ _GROUPS = {
     "findings": "results finding by finding, with every round and at the end",
     "histograms": "between which scores how many studies have a finding, and how many have not",
 }
+_MEANS = {"weighted": "mean", "trimmed": "trimmed mean", "median": "median"}
 _OWN_MODEL = "the model this site trains for itself, to the centre and the other sites, if a plan asks for it"
 
 _SUMS = (
@@ -43,7 +44,8 @@ def policy_sentences(policy: Policy) -> list[str]:
         f"{'may' if asked.clinical else 'may not'} be used. Images: up to {asked.max_image_size} pixels.",
         f"Training: by {listed(training.methods, 'or')}{weights}; rank up to {training.max_rank}; a round "
         f"of up to {training.max_epochs} epochs or {training.max_steps} steps of {training.max_batch_size} "
-        f"studies; up to {policy.federation.max_rounds} rounds, {others}.",
+        f"studies; up to {policy.federation.max_rounds} rounds, {others}; the sites' changes become one by "
+        f"their {listed([_MEANS[mean] for mean in policy.federation.means], 'or')}.",
     ]
 
 

@@ -28,6 +28,8 @@ SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 INVITATION_LASTS = 14 * 24 * 3600.0
 """Seconds an invitation can be answered in."""
 SCHEMA_VERSION = 1
+_PATIENCE = 30.0
+"""Seconds to wait for whoever holds the file."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sites (
@@ -80,7 +82,7 @@ class Registry:
 
         Raises:
             CredentialError: if it is not a registry, or another version's.
-            DeploymentError: if it cannot be opened.
+            DeploymentError: if it cannot be opened, or somebody else holds it.
         """
         self._file = path.name
         self._clock = clock
@@ -93,17 +95,23 @@ class Registry:
             raise DeploymentError(
                 f"{self._file} cannot be opened", found=error.strerror or "", fix="see to its owner"
             ) from None
-        self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+        self._db = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
         try:
             self._open()
         except sqlite3.DatabaseError as error:
             self._db.close()
+            if _is_busy(error):
+                raise DeploymentError(
+                    f"{self._file} is in use",
+                    found=f"for {_PATIENCE:g} s",
+                    fix="see what holds it, then try again",
+                ) from None
             raise CredentialError(
                 f"{self._file} is not a registry of sites", found=str(error), fix="restore it from a backup"
             ) from None
 
     def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._keep_a_log()
         self._db.execute("PRAGMA synchronous=FULL")
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found not in (0, SCHEMA_VERSION):
@@ -111,6 +119,18 @@ class Registry:
         if found == 0:
             script = f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
             self._db.executescript(script)
+
+    def _keep_a_log(self) -> None:
+        """Turn the write-ahead log on; where several do so at once SQLite fails all but one."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.DatabaseError as error:
+                if not _is_busy(error) or time.monotonic() >= end:
+                    raise
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Close the file."""
@@ -322,6 +342,12 @@ class Registry:
                 f"site {name} came with a node key that was revoked or replaced",
                 fix="at the site: fedcxr-site leave, then fedcxr-site init with a new invitation",
             )
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether a file is sound and only held by somebody else."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the lowest byte is the primary code
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _hashed(secret: str) -> str:

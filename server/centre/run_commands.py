@@ -236,6 +236,8 @@ def _show(name: str, proposal: Proposal, left_out: tuple[str, ...]) -> None:
             f"Note: hospitals that keep the policy they began with refuse rounds.quorum = {rounds.quorum}; "
             f"they ask for {_COMMON_LEAST} or more sites in an average."
         )
+    if config.strategy.mean == "median":
+        typer.echo("Note: only hospitals whose policy.toml has median in federation.means train in this run.")
     if config.evaluate.calibrate != "none":
         typer.echo("Note: only hospitals whose policy.toml has calibrate in asked.stages help to calibrate.")
     if config.evaluate.matrix:

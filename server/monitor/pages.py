@@ -85,11 +85,6 @@ def run_page(request: Request, run: str) -> Response:
 def run_update(request: Request, run: str) -> Response:
     """Send the parts and figures of a run's page again."""
     monitor: Monitor = request.app.state.monitor
-    with monitor.watch.rest.spending():
-        return _update(request, monitor, run)
-
-
-def _update(request: Request, monitor: Monitor, run: str) -> Response:
     found, answers, here = monitor.runs.find(run), _answers(request), _looked_at(request)
     moment = answers.lately(found.key, stamp_of(found), lambda: _moment(monitor, found))
     key = ("update", *moment, _choices(here))

@@ -11,8 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,10 +25,8 @@ INTERVAL = 0.5
 IDLE_INTERVAL = 5.0
 """Seconds between two polls of a run that does neither."""
 SHARE = 0.01
-"""Of a core, for all watchers together."""
-AROUND = 0.001
-"""Processor seconds of an answer beside computing it: reading what is asked, and sending."""
-LEAST_REST, MOST_REST = 1.0, 20.0
+"""Of a core, for the monitor while it is watched; beyond it streams rest, up to `MOST_REST`."""
+LEAST_REST, MOST_REST = 1.0, 30.0
 """Seconds between two events of one stream: at least, and at most whatever they cost."""
 LIVE_FOR = 120.0
 """Seconds after its last change for which a run is polled often."""
@@ -82,39 +79,28 @@ class _Followed:
 
 
 class Rest:
-    """When all streams may speak next: so late that watchers together cost a hundredth of a core.
+    """When all streams may speak next: so late that the monitor takes about a hundredth of a core.
 
     They wait for the same moment, so that watchers ask for the same revision and what they ask for is
     computed once. What an answer costs differs between machines, runs and numbers of watchers by more than
-    a hundred times; so it is measured, as processor time from one moment to the next.
+    a hundred times; so it is measured, as the processor time of this process since the moment before.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._moment, self._spent = float("-inf"), 0.0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def spending(self) -> Iterator[None]:
-        """Count the processor time of an answer to a watcher; any thread may."""
-        began = time.thread_time()
-        try:
-            yield
-        finally:
-            self.spend(time.thread_time() - began + AROUND)
-
-    def spend(self, seconds: float) -> None:
-        """Count some processor time."""
-        with self._lock:
-            self._spent += seconds
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, processor: Callable[[], float] = time.process_time
+    ) -> None:
+        self._clock, self._processor = clock, processor
+        self._moment = float("-inf")
+        self._set_at, self._spent = clock(), processor()
 
     def left(self) -> float:
         """Return the seconds until the next moment; whoever asks first after one sets the next."""
         now = self._clock()
         if now >= self._moment:
-            with self._lock:
-                spent, self._spent = self._spent, 0.0
-            self._moment = now + min(max(spent / SHARE, LEAST_REST), MOST_REST)
+            spent = self._processor() - self._spent
+            rest = self._set_at + spent / SHARE - now
+            self._moment = now + min(max(rest, LEAST_REST), MOST_REST)
+            self._set_at, self._spent = now, self._spent + spent
         return self._moment - now
 
 

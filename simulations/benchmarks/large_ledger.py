@@ -131,9 +131,10 @@ def _round(ledger: Ledger, scene: _Scene, number: int) -> None:
     )
     rejected: dict[str, str] = {}
     missing: list[str] = []
-    if number % 5 == 3:
+    several = len(cohort) > 1  # of one site alone somebody must return
+    if several and number % 5 == 3:
         rejected = {cohort[number % len(cohort)]: "E_NORM"}
-    if number % 7 == 4:
+    if several and number % 7 == 4:
         missing = [cohort[(number + 1) % len(cohort)]]
     returned = [site for site in cohort if site not in rejected and site not in missing]
     seconds = {site: float(dice.uniform(4, 40)) for site in cohort if site not in missing}

@@ -203,7 +203,8 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
 
 
 SUPERVISOR = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if nothing above were started with nohup
 from pathlib import Path
 from common.supervise import Child, Supervisor
 sleeps = (sys.executable, "-S", "-c", "import time; time.sleep(600)")

@@ -6,5 +6,6 @@ from client.gate.policy import Policy
 from server.centre.run_commands import _COMMON_LEAST
 
 
-def test_the_centre_knows_the_least_number_of_sites_a_policy_begins_with() -> None:
+def test_the_centre_knows_what_a_policy_begins_with() -> None:
     assert Policy().federation.min_sites == _COMMON_LEAST
+    assert "median" not in Policy().federation.means

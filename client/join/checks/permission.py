@@ -167,4 +167,6 @@ def _loose(policy: Policy) -> list[str]:
     told += [f"{key} = {have:g}, usual {want:g}" for key, (have, want) in most.items() if have > want]
     if "full" in policy.training.methods:
         told.append("training.methods allows full, which sends the whole network")
+    if "median" in policy.federation.means:
+        told.append("federation.means allows median, which passes numbers of single sites on")
     return told

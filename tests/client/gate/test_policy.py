@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from client.gate import policy as module
-from client.gate.policy import BOUNDED, HARMLESS, Policy, check_plan, load_policy, parse_policy, policy_text
+from client.gate import plan_check as module
+from client.gate.plan_check import BOUNDED, HARMLESS, check_plan
+from client.gate.policy import Policy, load_policy, parse_policy, policy_text
 from client.gate.words import leaving_sentences, policy_sentences, staying_sentences
 from client.site import SiteConfig, load_site
 from common.config import RunConfig, known_keys
@@ -64,7 +65,7 @@ def test_every_key_of_a_plan_is_bounded_or_harmless() -> None:
     keys = set(known_keys(RunConfig))
     assert not BOUNDED & HARMLESS
     new = keys - BOUNDED - HARMLESS
-    assert not new, f"decide in client/gate/policy.py whether {new} must be bounded"
+    assert not new, f"decide in client/gate/plan_check.py whether {new} must be bounded"
     assert keys == BOUNDED | HARMLESS
 
 
@@ -134,6 +135,8 @@ BEYOND: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"rounds__quorum": 1}, {}),
     ({"rounds__quorum": 2}, {"federation__min_sites": 3}),
     ({"rounds__cohort": 1}, {}),
+    ({"strategy__mean": "median", "rounds__quorum": 3}, {}),
+    ({"strategy__mean": "trimmed"}, {"federation__means": ("weighted",)}),
     ({"rounds__count": 101}, {}),
     ({"data__text": True}, {"asked__text": False}),
     ({"data__redaction": "word", "data__text": True}, {}),
@@ -236,7 +239,7 @@ def test_the_sentences_tell_the_limits(sites: int) -> None:
     limits = {"federation": {"min_sites": sites}, "asked": {"stages": ("enrol",)}, "answers": {"metrics": ()}}
     policy = parse_policy(merge(limits, {"training": {"max_epochs": 7, "own_weights": False}}))
     told = " ".join([*policy_sentences(policy), *leaving_sentences(policy)])
-    others = ("no other site", "1 other site.", "2 other sites.")[sites - 1]
+    others = ("no other site", "1 other site;", "2 other sites;")[sites - 1]
     assert others in told and "7 epochs" in told and "come with the software only" in told
     assert "finding by finding" not in told
 
@@ -249,6 +252,11 @@ def test_the_site_s_own_model_stays_or_leaves() -> None:
     assert own in " ".join(leaving_sentences(lets)) and own not in " ".join(staying_sentences(lets))
     open_ = allowing(answers__local_adapter=True, training__methods=("full",))
     assert len(staying_sentences(open_)) == len(staying_sentences(lets)) - 1
+
+
+def test_the_sentences_tell_how_changes_become_one() -> None:
+    assert "by their mean or trimmed mean." in " ".join(policy_sentences(Policy()))
+    assert "by their median." in " ".join(policy_sentences(allowing(federation__means=("median",))))
 
 
 def test_what_stays_depends_on_the_methods() -> None:

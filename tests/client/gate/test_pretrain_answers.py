@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from client.gate.egress import check_answer
-from client.gate.policy import Policy, check_plan, parse_policy
+from client.gate.plan_check import check_plan
+from client.gate.policy import Policy, parse_policy
 from client.site import SiteConfig, load_site
 from client.worker import ModelPool, SiteWorker
 from common.code import code_digest

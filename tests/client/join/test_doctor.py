@@ -164,6 +164,11 @@ def policy_open_to_others(s: Scene) -> None:
     s.site.policy.chmod(0o666)
 
 
+def policy_median(s: Scene) -> None:
+    s.edit(s.site.policy, 'means = ["weighted", "trimmed"]', 'means = ["median"]')
+    approve(s.site, s.site.bundle.read_bytes(), ["ab" * 32], "Dr Reviewer")
+
+
 def policy_wide(s: Scene) -> None:
     s.edit(s.site.policy, "min_sites = 2", "min_sites = 1")
     approve(s.site, s.site.bundle.read_bytes(), ["ab" * 32], "Dr Reviewer")
@@ -280,6 +285,7 @@ WRONG = [
     (policy_changed_since, "approval", "failure", "policy.toml has changed"),
     (policy_open_to_others, "policy.toml", "failure", "other accounts can change"),
     (policy_wide, "policy.toml", "warning", "federation.min_sites = 1"),
+    (policy_median, "policy.toml", "warning", "median"),
     (policy_against_settings, "policy.toml", "failure", "every instruction would be refused"),
     (nothing_approved, "approval", "failure", "nobody at this site has approved"),
     (bundle_changed, "bundle", "failure", "was changed"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from common.errors import CredentialError, DeploymentError
+from server.centre import registry as registry_module
 from server.centre.registry import INVITATION_LASTS, Registry
 
 DAY = 86400.0
@@ -359,3 +361,13 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_a_file_that_somebody_holds_is_not_called_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry_module, "_PATIENCE", 0.1)
+    Registry(tmp_path / "held.sqlite").close()
+    with closing(sqlite3.connect(tmp_path / "held.sqlite", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DeploymentError, match="is in use"):
+            Registry(tmp_path / "held.sqlite")

@@ -162,19 +162,26 @@ def test_a_fault_in_it_does_not_end_it(runs: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_streams_rest_so_long_that_watchers_cost_a_hundredth_of_a_core() -> None:
-    now = 100.0
-    rest = Rest(clock=lambda: now)
+    now, spent = 100.0, 7.0
+    rest = Rest(clock=lambda: now, processor=lambda: spent)
     assert rest.left() == LEAST_REST, "nothing was spent yet"
-    rest.spend(0.05)
-    rest.spend(0.03)
+    spent += 0.08
     now = 100.4
     assert rest.left() == pytest.approx(0.6), "all wait for the same moment"
     now = 101.0
-    assert rest.left() == pytest.approx(0.08 / SHARE)
-    rest.spend(4.0)
+    assert rest.left() == pytest.approx(0.08 / SHARE - 1.0), "what has passed counts"
+    spent += 4.0
     now = 120.0
     assert rest.left() == MOST_REST, "not for ever, whatever it cost"
-    with rest.spending():
-        sum(k * k for k in range(2_000_000))
+    spent += 0.5
     now = 200.0
-    assert LEAST_REST < rest.left() <= MOST_REST, "what is computed within counts"
+    assert rest.left() == LEAST_REST, "a long pause has paid for it"
+
+
+def test_the_processor_time_of_every_thread_counts() -> None:
+    now = 100.0
+    rest = Rest(clock=lambda: now)
+    worker = threading.Thread(target=lambda: sum(k * k for k in range(3_000_000)))
+    worker.start()
+    worker.join()
+    assert LEAST_REST < rest.left() <= MOST_REST
