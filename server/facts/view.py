@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -40,6 +41,8 @@ class LedgerView(LedgerFile):
             RunError: if what lies there is no ledger, or one of a later version.
         """
         self._kept: dict[type, Any] = {}
+        self._config: tuple[str, RunConfig | None] = ("", None)
+        """What was read last, and what it says."""
         super().__init__(path)
         schema = self.get("schema")
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
@@ -89,13 +92,13 @@ class LedgerView(LedgerFile):
 
     def config(self) -> RunConfig | None:
         """Return the run's settings; None where they are not known yet, or this version has others."""
-        flat = self.get("config")
-        try:
-            if flat is None:
-                flat = read_toml(self.path.with_name("plan.toml"))["config"]
-            return RunConfig.from_flat(flat)
-        except (ConfigError, KeyError, TypeError):
-            return None
+        rows = self.rows("SELECT value FROM run WHERE key = 'config'")
+        if not rows:
+            return _config(lambda: read_toml(self.path.with_name("plan.toml"))["config"])
+        text = rows[0][0]
+        if self._config[0] != text:
+            self._config = text, _config(lambda: json.loads(text))
+        return self._config[1]
 
     def events(self, after: int = 0, limit: int | None = None, newest_first: bool = False) -> list[Event]:
         """Return events with an id above ``after``, at most ``limit`` of them."""
@@ -193,6 +196,13 @@ class LedgerView(LedgerFile):
     def _untold(self) -> list[Measure]:
         """Return the numbers of a ledger of schema 1, which only its records tell."""
         return [] if self.rows("SELECT 1 FROM measures LIMIT 1") else self.keep(History).told(self)
+
+
+def _config(read: Callable[[], dict[str, Any]]) -> RunConfig | None:
+    try:
+        return RunConfig.from_flat(read())
+    except (ConfigError, KeyError, TypeError):
+        return None
 
 
 def _event(row: tuple[Any, ...]) -> Event:

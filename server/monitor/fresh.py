@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
@@ -22,6 +22,8 @@ SAME = 0.15
 
 Moment = tuple[str, int, int]
 """A run, its revision, and roughly the time."""
+
+Common = TypeVar("Common")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Answers:
         self._lock = threading.Lock()
         self._moments: dict[Hashable, tuple[object, float, Moment]] = {}
         self._looking = threading.Lock()
+        self._common: dict[Hashable, tuple[Moment, Any]] = {}
+        self._gathering = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], bytes | Answer]) -> bytes | Answer:
         """Return the answer of a key, made by ``make`` if it is not kept."""
@@ -82,6 +86,15 @@ class Answers:
                 return known[2]
             found = look()
             self._moments[key] = (stamp, time.monotonic(), found)
+            return found
+
+    def common(self, key: Hashable, moment: Moment, gather: Callable[[], Common]) -> Common:
+        """Return what ``gather`` found for the same moment, or let it gather again."""
+        with self._gathering:
+            known = self._common.get(key)
+            if known is None or known[0] != moment:
+                known = self._common[key] = (moment, gather())
+            found: Common = known[1]
             return found
 
     def _keep(self, key: Hashable, found: bytes | Answer) -> None:

@@ -88,6 +88,7 @@ class EventStream(Response):
     async def _events(self, subscription: Subscription, send: Send) -> None:
         # What changed between the page's own request and this one is asked for again.
         await _send(send, f"retry: {COME_BACK}\n\n".encode() + _event({self.run: self.revision}))
+        rest, turn = self.monitor.watch.rest, -1
         while not subscription.over:
             try:
                 await asyncio.wait_for(subscription.changed.wait(), HEARTBEAT)
@@ -96,13 +97,15 @@ class EventStream(Response):
                     return
                 await _send(send, b": still here\n\n")
                 continue
+            while not subscription.over and (left := rest.left(turn)) > 0:
+                with contextlib.suppress(TimeoutError):  # news that come meanwhile are kept
+                    await asyncio.wait_for(subscription.ended.wait(), left)
             news = subscription.take()
             if subscription.over or not self.still():
                 return
             if news:
                 await _send(send, _event(news))
-                with contextlib.suppress(TimeoutError):  # news that come meanwhile are kept
-                    await asyncio.wait_for(subscription.ended.wait(), self.monitor.watch.rest.left())
+                turn = rest.turn
 
 
 async def _wait_until_gone(receive: Receive, subscription: Subscription) -> None:

@@ -111,16 +111,21 @@ def _run_parts(monitor: Monitor, answers: Answers, run: Run, here: Address, mome
     """Return the parts of a run's page as JSON, with what they are of."""
     settings = monitor.settings
 
+    def of_every_reader() -> tuple[parts.Facts, dict[str, str]]:
+        facts = parts.common_facts(run, monitor.now(), settings.late, settings.silent)
+        return facts, parts.run_parts(facts, parts.COMMON)
+
     def make() -> bytes:
         results = run.view().results()
-        facts = parts.lively_facts(run, here, monitor.now(), settings.late, settings.silent)
+        common, made = answers.common(run.key, moment, of_every_reader)
+        facts = parts.lively_facts(run, here, common)
         chosen = facts["here"].without_look()
         settled = answers.get(
             ("settled", run.key, results, _choices(chosen)),
             lambda: as_json(parts.run_parts(facts | parts.settled_facts(run, facts), parts.SETTLED)),
         )
         assert isinstance(settled, bytes)  # noqa: S101  (for the type checker)
-        made = parts.run_parts(facts, parts.LIVELY) | json.loads(settled)
+        made = made | parts.run_parts(facts, parts.LIVELY) | json.loads(settled)
         names = parts.titles(facts["summary"])
         return as_json({"revision": moment[1], **names, "looked_at": asdict(chosen), "parts": made})
 
@@ -145,13 +150,14 @@ def _query(here: Address) -> Query:
 
 def _figures(answers: Answers, run: Run, query: Query) -> bytes:
     """Return the members of a JSON object; a figure is drawn again only if what it shows has changed."""
-    from server.monitor.figures import FIGURES, LIVELY
+    from server.monitor.figures import CHOICES, FIGURES, LIVELY
 
     results, revision = run.view().results(), run.view().revision()
     drawn = []
     for name in FIGURES:
         mark = revision if name in LIVELY else results
-        figure = answers.get(("figure", run.key, name, mark, query), partial(_drawn, run, name, query))
+        chosen = query.only(*CHOICES[name])
+        figure = answers.get(("figure", run.key, name, mark, chosen), partial(_drawn, run, name, chosen))
         assert isinstance(figure, bytes)  # noqa: S101  (for the type checker)
         drawn.append(as_json(name) + b":" + figure)
     return b",".join(drawn)

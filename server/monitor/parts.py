@@ -120,39 +120,52 @@ def sorted_sites(rows: Sequence[SiteRow], here: Address) -> list[SiteRow]:
 def run_facts(run: Run, here: Address, now: float, late: float, silent: float) -> Facts:
     """Gather what the page of a run shows, all of one moment."""
     with run.view().still():
-        facts = lively_facts(run, here, now, late, silent)
+        facts = lively_facts(run, here, common_facts(run, now, late, silent))
         return facts | settled_facts(run, facts)
 
 
-def lively_facts(run: Run, here: Address, now: float, late: float, silent: float) -> Facts:
-    """Gather what may change with every event, and what every part needs."""
+def common_facts(run: Run, now: float, late: float, silent: float) -> Facts:
+    """Gather what may change with every event and is the same whatever a reader chose to look at."""
     view = run.view()
     with view.still():
         rows = sites.site_rows(run, now, late, silent)
-        findings = _findings(view, rows)
-        metrics = curves.metrics_of(view)
-        here = here.of_run(metrics, findings, [row.name for row in rows], view.last_round())
         summary = runs.summary(run, now)
         facts: Facts = {
             "downloads": downloads(run),
             "epsilon": [(site, *points[-1]) for site, points in sorted(view.series("epsilon").items())],
-            "feed": feed.feed(view, limit=here.events + 1),
+            "findings": _findings(view, rows),
             "last_round": view.last_round(),
+            "metrics": curves.metrics_of(view),
             "plan": plan.plan_facts(view),
             "worst": _worst(view, rows, summary),
         }
     shown = {
-        "findings": findings,
-        "here": here,
         "late": late,
-        "metrics": metrics,
         "now": now,
         "rows": rows,
         "silent": silent,
         "steady": run.steady,
         "summary": summary,
     }
-    return facts | shown | _choices(shown | facts)
+    return facts | shown | _sums(facts | shown)
+
+
+def lively_facts(run: Run, here: Address, common: Facts) -> Facts:
+    """Add to what is common what one reader sees of the sites and events, and has to choose from."""
+    rows, last = common["rows"], common["last_round"]
+    here = here.of_run(common["metrics"], common["findings"], [row.name for row in rows], last)
+    told = feed.feed(run.view(), limit=here.events + 1)
+    rounds = range(last, max(last - _ROUND_CHOICES, 0), -1)
+    if here.round is not None and here.round not in rounds:
+        rounds = [*rounds, here.round]  # type: ignore[assignment]
+    return common | {
+        "by_finding": here.metric in BY_FINDING,
+        "feed": told[: here.events],
+        "here": here,
+        "more_events": len(told) > here.events,
+        "round_options": [("", f"newest ({last})"), *((number, str(number)) for number in rounds)],
+        "sites": sorted_sites(rows, here),
+    }
 
 
 def settled_facts(run: Run, facts: Facts) -> Facts:
@@ -190,33 +203,24 @@ def _reliability(view: LedgerView, findings: Sequence[str], here: Address) -> Re
     return None
 
 
-def _choices(facts: Facts) -> Facts:
-    """Add what only the templates need: lists to choose from, short sums, rows of the tables."""
-    here, rows = facts["here"], facts["rows"]
+def _sums(facts: Facts) -> Facts:
+    """Return what only the templates need: lists to choose from, short sums, rows of the tables."""
+    rows = facts["rows"]
     others = [metric for metric in facts["metrics"] if metric not in MAIN_METRICS]
     contacts = Counter(row.contact for row in rows)
-    last = facts["last_round"]
-    rounds = range(last, max(last - _ROUND_CHOICES, 0), -1)
-    if here.round is not None and here.round not in rounds:
-        rounds = [*rounds, here.round]  # type: ignore[assignment]
     return {
         "active": facts["summary"].standing.state in ACTIVE,
-        "by_finding": here.metric in BY_FINDING,
         "contacts": [(name, contacts[name]) for name in _CONTACTS if contacts[name]],
-        "feed": facts["feed"][: here.events],
         "finding_options": [("", "all (macro)"), *((name, words(name)) for name in facts["findings"])],
         "main_metrics": [name for name in MAIN_METRICS if name in facts["metrics"]],
-        "more_events": len(facts["feed"]) > here.events,
         "other_metrics": others,
         "other_options": [("", "choose"), *((name, metric_name(name)) for name in others)],
         "participation": {row.name: strip(row.participation) for row in rows},
         "personalised": any(row.personalised_gain for row in rows),
         "row_of": {row.name: row for row in rows},
-        "round_options": [("", f"newest ({last})"), *((number, str(number)) for number in rounds)],
         "rounds_so_far": max((len(row.participation) for row in rows), default=0),
         "site_count": len(rows),
         "site_options": [("", "all together"), *((row.name, row.name) for row in rows)],
-        "sites": sorted_sites(rows, here),
         "strip": STRIP,
         "tested": any(row.gain for row in rows),
     }
@@ -263,13 +267,15 @@ def sections(made: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(key, name) for key, name in SECTIONS.items() if key in made]
 
 
+COMMON = ("headline", "plan", "downloads")
+"""Parts that say the same to every reader, and may change with every event."""
+LIVELY = ("sites", "events")
+"""Parts that may change with every event, and show what a reader chose."""
 SETTLED = ("curves", "matrix", "aggregation", "privacy")
 """Parts that change only with a round or an evaluation."""
-LIVELY = ("headline", *(key for key in SECTIONS if key not in SETTLED))
-"""Parts that may change with every event."""
 
 
-def run_parts(facts: Facts, wanted: Sequence[str] = (*LIVELY, *SETTLED)) -> dict[str, str]:
+def run_parts(facts: Facts, wanted: Sequence[str] = (*COMMON, *LIVELY, *SETTLED)) -> dict[str, str]:
     """Write parts of a run's page, all of them unless some are named."""
     shown = [key for key in wanted if key != "privacy" or facts["epsilon"]]
     return {key: written(f"part_{key}", facts) for key in shown}

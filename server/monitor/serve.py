@@ -26,12 +26,12 @@ PORTS_TRIED = 50
 THREADS = 8
 """Requests computed at the same time; a run on the same machine comes first."""
 DOORS = DoorLimits(
-    strangers=512, strangers_per_address=384, head_seconds=10.0, idle_seconds=30.0, busy_seconds=None
+    strangers=512, strangers_per_address=384, head_seconds=10.0, idle_seconds=60.0, busy_seconds=None
 )
-"""Whoever has not sent a whole request within 10 s is cut off, and so is an idle connection after 30 s."""
+"""Whoever has not sent a whole request within 10 s is cut off, and so is an idle connection after 60 s."""
 MOST_CONNECTIONS = MOST_STREAMS + 700
-KEEP_ALIVE = 20
-"""Seconds an idle connection is kept."""
+KEEP_ALIVE = 45
+"""Seconds an idle connection is kept: longer than a stream rests, so that no watcher needs a new one."""
 GRACE = 1
 """Seconds for requests under way when the monitor stops."""
 MOST_HEADER_BYTES = 16_384

@@ -25,9 +25,9 @@ INTERVAL = 0.5
 IDLE_INTERVAL = 5.0
 """Seconds between two polls of a run that does neither."""
 SHARE = 0.01
-"""Of a core, for the monitor while it is watched; beyond it streams rest, up to `MOST_REST`."""
-LEAST_REST, MOST_REST = 1.0, 30.0
-"""Seconds between two events of one stream: at least, and at most whatever they cost."""
+"""Of a core, for the monitor while it is watched; beyond it streams rest, up to `most_rest`."""
+LEAST_REST = 1.0
+"""Seconds between two events of one stream, at least."""
 LIVE_FOR = 120.0
 """Seconds after its last change for which a run is polled often."""
 
@@ -78,30 +78,45 @@ class _Followed:
     contacts: object = None
 
 
+def most_rest(watchers: int) -> float:
+    """Return the seconds between two events of one stream, at most, whatever they cost.
+
+    >>> [most_rest(watchers) for watchers in (1, 20, 50, 200)]
+    [5.0, 12.0, 30.0, 30.0]
+    """
+    return min(max(0.6 * watchers, 5.0), 30.0)
+
+
 class Rest:
     """When all streams may speak next: so late that the monitor takes about a hundredth of a core.
 
-    They wait for the same moment, so that watchers ask for the same revision and what they ask for is
-    computed once. What an answer costs differs between machines, runs and numbers of watchers by more than
-    a hundred times; so it is measured, as the processor time of this process since the moment before.
+    They take turns together, so that watchers ask for the same revision and what they ask for is computed
+    once. What an answer costs differs between machines, runs and numbers of watchers by more than a
+    hundred times; so it is measured, as the processor time of this process since the turn began.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, processor: Callable[[], float] = time.process_time
+        self,
+        watchers: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+        processor: Callable[[], float] = time.process_time,
     ) -> None:
-        self._clock, self._processor = clock, processor
-        self._moment = float("-inf")
-        self._set_at, self._spent = clock(), processor()
+        self._watchers, self._clock, self._processor = watchers, clock, processor
+        self._began, self._spent = clock(), processor()
+        self.turn = 0
+        """Counts the turns; a stream keeps the one in which it spoke last."""
 
-    def left(self) -> float:
-        """Return the seconds until the next moment; whoever asks first after one sets the next."""
-        now = self._clock()
-        if now >= self._moment:
-            spent = self._processor() - self._spent
-            rest = self._set_at + spent / SHARE - now
-            self._moment = now + min(max(rest, LEAST_REST), MOST_REST)
-            self._set_at, self._spent = now, self._spent + spent
-        return self._moment - now
+    def left(self, turn: int) -> float:
+        """Return the seconds until a stream that spoke in ``turn`` may speak; at once, if it never did (-1).
+
+        Whoever asks first after a rest begins the next turn for all.
+        """
+        now, spent = self._clock(), self._processor()
+        rest = min(max((spent - self._spent) / SHARE, LEAST_REST), most_rest(self._watchers()))
+        if now >= self._began + rest:
+            self._began, self._spent = now, spent
+            self.turn += 1
+        return 0.0 if turn < self.turn else self._began + rest - now
 
 
 class Watch:
@@ -111,7 +126,7 @@ class Watch:
         self, runs: Runs, late: float, silent: float, clock: Callable[[], float] = time.time
     ) -> None:
         self._runs, self._limits, self._clock = runs, (late, silent), clock
-        self.rest = Rest()
+        self.rest = Rest(self.watchers)
         """When streams may speak next; used on the event loop alone."""
         self._known: dict[str, _Followed] = {}
         self._subscribers: set[Subscription] = set()

@@ -25,6 +25,8 @@ BURST = 0.25
 """Seconds for which many events are one question."""
 ANYWAY = 10.0
 """Seconds after which a page whose sites have a heartbeat asks without an event."""
+KEPT = 300.0
+"""Seconds for which a browser keeps a connection it has used."""
 _HEARTBEAT = "data-late="
 _AGAIN = 0.5
 """Seconds before somebody who was turned away tries again."""
@@ -126,7 +128,7 @@ class Watcher:
 async def watch(address: str, run: str, queries: list[dict[str, str]]) -> Seen:
     """Watch with one watcher for each query until standard input ends."""
     seen = Seen()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT)
     async with httpx.AsyncClient(base_url=address, limits=limits, timeout=30) as client:
         tasks = [asyncio.create_task(Watcher(client, run, query, seen).watch()) for query in queries]
         await asyncio.to_thread(sys.stdin.read)

@@ -89,6 +89,16 @@ FIGURES: dict[str, Drawn] = {
 }
 """Figure -> how it is drawn for a run; None where there is nothing to draw yet."""
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "curve": ("metric", "finding"),
+    "findings": ("metric", "site"),
+    "matrix": ("finding",),
+    "reliability": ("finding", "site"),
+    **dict.fromkeys(("weights", "pairs", "lora-error", "drift"), ("round",)),
+    **dict.fromkeys(("traffic", "participation"), ()),
+}
+"""Figure -> the choices of a query that it depends on, by their names in `Query`."""
+
 LIVELY = frozenset({"participation"})
 """Figures that change with an event; the others only with a round or an evaluation."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,3 +17,11 @@ class Query:
     """A site, or empty: all of them."""
     round: int | None = None
     """A round of the aggregation view; the newest if None."""
+
+    def only(self, *choices: str) -> Query:
+        """Return the query with every choice but these as on a fresh page.
+
+        >>> Query(metric="loss", site="north").only("site")
+        Query(metric='auroc', finding='', site='north', round=None)
+        """
+        return replace(Query(), **{name: getattr(self, name) for name in choices})

@@ -16,7 +16,7 @@ import pytest
 from server.facts.runs import Runs
 from server.ledger import Ledger
 from server.monitor import watch as watching
-from server.monitor.watch import LEAST_REST, MOST_REST, SHARE, Rest, Watch
+from server.monitor.watch import LEAST_REST, SHARE, Rest, Watch, most_rest
 
 
 def change(runs: Path, run: str, text: str = "something") -> None:
@@ -163,25 +163,28 @@ def test_a_fault_in_it_does_not_end_it(runs: Path, monkeypatch: pytest.MonkeyPat
 
 def test_streams_rest_so_long_that_watchers_cost_a_hundredth_of_a_core() -> None:
     now, spent = 100.0, 7.0
-    rest = Rest(clock=lambda: now, processor=lambda: spent)
-    assert rest.left() == LEAST_REST, "nothing was spent yet"
-    spent += 0.08
-    now = 100.4
-    assert rest.left() == pytest.approx(0.6), "all wait for the same moment"
-    now = 101.0
-    assert rest.left() == pytest.approx(0.08 / SHARE - 1.0), "what has passed counts"
+    rest = Rest(lambda: 50, clock=lambda: now, processor=lambda: spent)
+    assert rest.left(-1) == 0.0, "whoever has not spoken yet may"
+    assert rest.left(0) == LEAST_REST, "nothing was spent yet"
+    spent += 0.04
+    now = 101.5
+    assert rest.left(0) == pytest.approx(0.04 / SHARE - 1.5), "what was spent meanwhile counts"
+    now = 104.0
+    assert rest.left(0) == 0.0 and rest.turn == 1, "whoever comes first begins the turn"
+    now = 104.5
+    assert rest.left(0) == 0.0 and rest.turn == 1, "the others speak in it"
+    assert rest.left(1) == pytest.approx(LEAST_REST - 0.5), "and then rest for the same moment"
     spent += 4.0
-    now = 120.0
-    assert rest.left() == MOST_REST, "not for ever, whatever it cost"
-    spent += 0.5
-    now = 200.0
-    assert rest.left() == LEAST_REST, "a long pause has paid for it"
+    assert rest.left(1) == pytest.approx(most_rest(50) - 0.5), "not for ever, whatever it cost"
+    now = 134.0
+    assert rest.left(1) == 0.0
+    assert rest.left(2) == LEAST_REST, "a turn is over once it is paid for"
 
 
 def test_the_processor_time_of_every_thread_counts() -> None:
     now = 100.0
-    rest = Rest(clock=lambda: now)
+    rest = Rest(lambda: 50, clock=lambda: now)
     worker = threading.Thread(target=lambda: sum(k * k for k in range(3_000_000)))
     worker.start()
     worker.join()
-    assert LEAST_REST < rest.left() <= MOST_REST
+    assert LEAST_REST < rest.left(0) <= most_rest(50)
