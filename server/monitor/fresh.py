@@ -19,6 +19,8 @@ MOST_BYTES = 32_000_000
 
 SAME = 0.15
 """Seconds for which a run whose files are as they were is not looked at again."""
+TURN = 5.0
+"""Seconds for which it is not, for whoever was told of nothing newer: all watchers of a turn get the same."""
 
 Moment = tuple[str, int, int]
 """A run, its revision, and roughly the time."""
@@ -56,6 +58,11 @@ class Answers:
         self._common: dict[Hashable, tuple[Moment, Any]] = {}
         self._gathering = threading.Lock()
 
+    def ready(self, key: Hashable) -> bytes | Answer | None:
+        """Return the answer of a key if it is kept."""
+        with self._lock:
+            return self._kept.get(key)
+
     def get(self, key: Hashable, make: Callable[[], bytes | Answer]) -> bytes | Answer:
         """Return the answer of a key, made by ``make`` if it is not kept."""
         with self._lock:
@@ -87,6 +94,13 @@ class Answers:
             found = look()
             self._moments[key] = (stamp, time.monotonic(), found)
             return found
+
+    def of_turn(self, run: str, revision: int | None) -> Moment | None:
+        """Return the last look at a run, if it saw this revision or a later one, within `TURN` seconds."""
+        known = self._moments.get(run)
+        if known is None or revision is None or time.monotonic() - known[1] > TURN:
+            return None
+        return known[2] if known[2][1] >= revision else None
 
     def common(self, key: Hashable, moment: Moment, gather: Callable[[], Common]) -> Common:
         """Return what ``gather`` found for the same moment, or let it gather again."""

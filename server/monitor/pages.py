@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from markupsafe import Markup
 
 from server.facts.standing import standing
@@ -82,19 +83,38 @@ def run_page(request: Request, run: str) -> Response:
 
 
 @router.get("/runs/{run}/update")
-def run_update(request: Request, run: str) -> Response:
-    """Send the parts and figures of a run's page again."""
+async def run_update(request: Request, run: str) -> Response:
+    """Send the parts and figures of a run's page again.
+
+    A page that asks because a stream told it of a revision says so (``told``): what another reader was
+    sent for that revision or a later one is an answer too, given without a look at the run.
+    """
+    answers, told = _answers(request), request.query_params.get("told", "")
+    moment = answers.of_turn(run, int(told) if told.isascii() and told.isdigit() and len(told) < 19 else None)
+    if moment is not None:
+        ready = answers.ready(_update_key(moment, _looked_at(request)))
+        if isinstance(ready, Answer):
+            return send(request, ready)
+    return await run_in_threadpool(_run_update, request, run, moment)
+
+
+def _run_update(request: Request, run: str, moment: Moment | None) -> Response:
     monitor: Monitor = request.app.state.monitor
     found, answers, here = monitor.runs.find(run), _answers(request), _looked_at(request)
-    moment = answers.lately(found.key, stamp_of(found), lambda: _moment(monitor, found))
-    key = ("update", *moment, _choices(here))
+    if moment is None:
+        moment = answers.lately(found.key, stamp_of(found), lambda: _moment(monitor, found))
+    of_moment = moment
 
     def make() -> Answer:
-        head = _run_parts(monitor, answers, found, here, moment)
+        head = _run_parts(monitor, answers, found, here, of_moment)
         figures = _figures(answers, found, _query(Address(**json.loads(head)["looked_at"])))
         return Answer.of(head[:-1] + b',"figures":{' + figures + b"}}")
 
-    return send(request, _answer(answers, key, make))
+    return send(request, _answer(answers, _update_key(moment, here), make))
+
+
+def _update_key(moment: Moment, here: Address) -> tuple[object, ...]:
+    return ("update", *moment, _choices(here))
 
 
 def _moment(monitor: Monitor, run: Run) -> Moment:

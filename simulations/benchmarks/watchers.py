@@ -59,6 +59,8 @@ class Watcher:
     query: dict[str, str]
     seen: Seen
     etag: str = ""
+    told: int | None = None
+    """The revision of the last event, until it is asked for."""
     anyway: float | None = None
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -94,6 +96,7 @@ class Watcher:
             async for line in stream.aiter_lines():
                 if line.startswith("data:"):
                     self.seen.events += 1
+                    self.told = json.loads(line.removeprefix("data:"))["revision"]
                     self.wanted.set()
         finally:
             self.seen.watching -= 1
@@ -104,10 +107,11 @@ class Watcher:
                 await asyncio.wait_for(self.wanted.wait(), self.anyway)
             await asyncio.sleep(BURST)
             self.wanted.clear()
+            query, self.told = self.query | ({} if self.told is None else {"told": str(self.told)}), None
             began = time.perf_counter()
             try:
                 headers = {"If-None-Match": self.etag} if self.etag else {}
-                answer = await self.client.get(f"/runs/{self.run}/update", params=self.query, headers=headers)
+                answer = await self.client.get(f"/runs/{self.run}/update", params=query, headers=headers)
             except httpx.HTTPError:
                 self.seen.errors += 1
                 continue

@@ -178,13 +178,16 @@
   // ---- asking --------------------------------------------------------------------------------
   let asking = false;
   let again = false;
+  let told = null; // the revision of the last event, until it is asked for
   async function refresh() {
     if (!update) return;
     if (asking) return void (again = true);
     asking = true;
     const query = location.search;
+    const since = told === null ? "" : `${query ? "&" : "?"}told=${told}`;
+    told = null;
     try {
-      const answer = await fetch(update + query, { headers: etag ? { "If-None-Match": etag } : {}, cache: "no-store" });
+      const answer = await fetch(update + query + since, { headers: etag ? { "If-None-Match": etag } : {}, cache: "no-store" });
       if (answer.redirected || answer.status === 401) return void location.reload(); // signed out meanwhile
       if (answer.ok && query === location.search) {
         const news = await answer.json();
@@ -233,7 +236,10 @@
     let source = null;
     const listen = () => {
       source = new EventSource(live);
-      source.addEventListener("revision", () => document.hidden || askSoon());
+      source.addEventListener("revision", ({ data }) => {
+        told = JSON.parse(data).revision;
+        if (!document.hidden) askSoon();
+      });
       source.addEventListener("open", askSoon);
       source.addEventListener("error", () => {
         lost();
