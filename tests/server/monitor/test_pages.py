@@ -35,6 +35,27 @@ def test_an_update_is_one_json_that_is_not_sent_twice(client: httpx.Client, page
     assert news.status_code == 200 and news.json()["revision"] > body["revision"]
 
 
+def test_a_watcher_gets_what_another_was_sent_for_the_revision_it_was_told_of(
+    client: httpx.Client, page_live: Any
+) -> None:
+    def ask(told: str | None = None, **choices: str) -> httpx.Response:
+        return client.get("/runs/pilot/update", params=choices | ({} if told is None else {"told": told}))
+
+    first = ask()
+    revision = first.json()["revision"]
+    page_live.answer(4, "east")
+    assert ask(f"{revision}").headers["etag"] == first.headers["etag"], "the same, without a look at the run"
+    assert ask(f"{revision}", metric="loss").json()["revision"] == revision
+    newer = ask(f"{revision + 1}")
+    assert newer.json()["revision"] > revision, "never less than it was told of"
+    assert ask(f"{revision}").headers["etag"] == newer.headers["etag"]
+    seen = newer.json()["revision"]
+    for told in (None, "", "x", "-1", "9" * 30, "\N{SUPERSCRIPT TWO}"):
+        page_live.answer(5, "east")
+        before, seen = seen, ask(told).json()["revision"]
+        assert seen > before, "looked at anew"
+
+
 def test_the_update_tells_what_the_page_shows(client: httpx.Client) -> None:
     """Whoever has no script and whoever has one read the same."""
     page = client.get("/runs/pilot").text
