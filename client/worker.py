@@ -49,11 +49,11 @@ class ModelPool:
     """One built model per configuration and device, shared by all sites in a process."""
 
     def __init__(self) -> None:
-        self._models: dict[str, CxrModel] = {}
+        self._models: dict[tuple[RunConfig, torch.device], CxrModel] = {}
 
     def get(self, config: RunConfig, device: torch.device) -> CxrModel:
         """Return the model of a run, built once; only the newest is kept."""
-        key = f"{config.digest()} {device}"
+        key = (config, device)
         if key not in self._models:
             self._models = {key: build_model(config).to(device)}
         return self._models[key]
@@ -67,6 +67,7 @@ class SiteWorker:
         self._pool = pool or ModelPool()
         self._data: dict[tuple[DataConfig, int, PretrainConfig], SiteData] = {}
         self._inputs: tuple[CxrModel, StudyInputs] | None = None
+        self._read: tuple[str, RunConfig] | None = None
         self._arms = Arms()
         self._to_calibrate: tuple[str, NDArray[np.float32]] | None = None
         """What was asked with which adapter, and its probabilities on the validation studies."""
@@ -87,7 +88,7 @@ class SiteWorker:
         try:
             if instruction.code_digest != code_digest():
                 raise DigestError("this site runs other code than the server", fix="upgrade one")
-            config = self._own_weights(RunConfig.from_flat(run_config))
+            config = self._plan(run_config)
             return self._stages[instruction.stage](instruction, config)
         except FedcxrError as error:
             return self._failed(instruction, error.code, str(error))
@@ -100,7 +101,7 @@ class SiteWorker:
         Raises:
             ModelError: if the model cannot be built here, or its weights are not there.
         """
-        config = self._own_weights(RunConfig.from_flat(run_config))
+        config = self._plan(run_config)
         return self._pool.get(config, _device(self.site.device.name)).base_digest
 
     # ------------------------------------------------------------------ stages
@@ -226,6 +227,13 @@ class SiteWorker:
         instruction = whole(instruction, model.schema, config, held)
         inputs = partial(self._study_inputs, instruction, model, data)
         return Asked(instruction, config, self.site, data, model, inputs)
+
+    def _plan(self, run_config: Mapping[str, Scalar]) -> RunConfig:
+        """Read what a message says of the plan; the last is kept, as every message of a run says the same."""
+        told = repr(sorted(run_config.items()))  # by its words: 1, 1.0 and True are not the same
+        if self._read is None or self._read[0] != told:
+            self._read = told, RunConfig.from_flat(run_config)
+        return self._own_weights(self._read[1])
 
     def _own_weights(self, config: RunConfig) -> RunConfig:
         """Read weights from where this site keeps them, not from where the plan's author does."""

@@ -11,6 +11,7 @@ from common.adapter import AdapterSchema, AdapterState, Factors, schema_of
 from common.config import RunConfig
 from common.errors import ModelError
 from common.findings import FINDINGS
+from common.memory import keep_freed
 from common.model.architecture import architecture_of
 from common.model.base import initialise_head, load_base
 from common.model.digest import tensor_digest
@@ -287,11 +288,12 @@ def _clinical_head(config: RunConfig) -> nn.Linear | None:
 
 
 def build_model(config: RunConfig) -> CxrModel:
-    """Build base, adapter and head.
+    """Build base, adapter and head; the process then keeps the memory that computing with it frees.
 
     Raises:
         ModelError: for an unknown backbone.
         WeightsError: if the weights do not fit it.
         TargetError: if a PET target matches nothing.
     """
+    keep_freed()
     return CxrModel(config)

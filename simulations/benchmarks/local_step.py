@@ -25,6 +25,7 @@ from torch import nn
 
 from client.train import masked_bce
 from common.config import RunConfig
+from common.memory import freed_given_back
 from common.model.build import CxrModel, build_model
 from common.model.product import onednn_is_faster, plain_products
 from common.pet.fused import FusedLinear
@@ -32,6 +33,8 @@ from simulations.benchmarks.pairs import Ratio, paired, ratio, seconds
 from simulations.run import quiet_libraries
 
 VIT, CNN = "vit_small_patch16_224", "densenet121"
+_FREED = 8 << 20
+"""Bytes: not less than what a step of these frees at once, and glibc adapts itself to that."""
 
 
 def _as_it_is(model: CxrModel) -> None:
@@ -46,6 +49,10 @@ def _without_fused(model: CxrModel) -> None:
 
 def _with_whole_last_block(model: CxrModel) -> None:
     model.arch = dataclasses.replace(model.arch, finish=None)
+
+
+def _with_memory_given_back() -> AbstractContextManager[None]:
+    return freed_given_back(_FREED)
 
 
 def _with_rows_first(model: CxrModel) -> None:
@@ -68,6 +75,7 @@ CHOICES = {
     "products": Choice("linear layers by oneDNN, not MKL", around=plain_products),
     "lora": Choice("LoRA as one product, not peft's branch", undo=_without_fused),
     "token": Choice("last two blocks, at the class token", scope="last-2", undo=_with_whole_last_block),
+    "memory": Choice("last two blocks, freed memory kept", scope="last-2", around=_with_memory_given_back),
     "channels": Choice("a DenseNet's channels last in memory", backbone=CNN, undo=_with_rows_first),
 }
 

@@ -37,7 +37,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-
 import psutil
 
 from simulations.benchmarks.monitor_process import MonitorProcess
@@ -173,8 +172,8 @@ def _ratios(found: Sequence[Stretch], ends: Sequence[float]) -> list[tuple[float
     """Print the pairs; returns watched over alone for each: of a round's seconds, and of what it waited."""
     took = [later - earlier for earlier, later in pairwise(ends)]  # of round 2, 3 ...
     sys.stdout.write(
-        f"{'pair':>4} {'round s':>8} {'watched':>8} {'ratio':>7} {'waiting':>8} {'monitor CPU s':>14} {'events':>7}"
-        f" {'answers':>8} {'same':>6} {'errors':>7}\n"
+        f"{'pair':>4} {'round s':>8} {'watched':>8} {'ratio':>7} {'waiting':>8} {'monitor CPU s':>14}"
+        f" {'events':>7} {'answers':>8} {'same':>6} {'errors':>7}\n"
     )
     ratios = []
     for k, pair in enumerate(zip(found[::2], found[1::2], strict=True)):
