@@ -59,8 +59,10 @@ class Watcher:
     query: dict[str, str]
     seen: Seen
     etag: str = ""
+    had: int = -1
+    """The revision asked for last."""
     told: int | None = None
-    """The revision of the last event, until it is asked for."""
+    """A later one that an event told of, until it is asked for."""
     anyway: float | None = None
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -96,7 +98,8 @@ class Watcher:
             async for line in stream.aiter_lines():
                 if line.startswith("data:"):
                     self.seen.events += 1
-                    self.told = json.loads(line.removeprefix("data:"))["revision"]
+                    revision = json.loads(line.removeprefix("data:"))["revision"]
+                    self.told = revision if revision > self.had else None
                     self.wanted.set()
         finally:
             self.seen.watching -= 1
@@ -107,7 +110,9 @@ class Watcher:
                 await asyncio.wait_for(self.wanted.wait(), self.anyway)
             await asyncio.sleep(BURST)
             self.wanted.clear()
-            query, self.told = self.query | ({} if self.told is None else {"told": str(self.told)}), None
+            query = self.query
+            if self.told is not None:
+                query, self.had, self.told = query | {"told": str(self.told)}, self.told, None
             began = time.perf_counter()
             try:
                 headers = {"If-None-Match": self.etag} if self.etag else {}

@@ -178,7 +178,8 @@
   // ---- asking --------------------------------------------------------------------------------
   let asking = false;
   let again = false;
-  let told = null; // the revision of the last event, until it is asked for
+  let had = -1; // the revision shown
+  let told = null; // a later one that an event told of, until it is asked for
   async function refresh() {
     if (!update) return;
     if (asking) return void (again = true);
@@ -198,7 +199,7 @@
         const filled = (id) => (figures.get(id) ? 1 : 0); // what is hidden first: the others get its room
         for (const id of Array.from(figures.keys()).sort((a, b) => filled(a) - filled(b))) draw(id);
         document.title = news.title || document.title;
-        body.dataset.revision = news.revision;
+        body.dataset.revision = had = news.revision;
       }
       if (answer.ok || answer.status === 304) connected();
       else lost();
@@ -237,7 +238,8 @@
     const listen = () => {
       source = new EventSource(live);
       source.addEventListener("revision", ({ data }) => {
-        told = JSON.parse(data).revision;
+        const { revision } = JSON.parse(data); // the same again: no ledger has changed, but who was heard of
+        told = revision > had ? revision : null;
         if (!document.hidden) askSoon();
       });
       source.addEventListener("open", askSoon);
