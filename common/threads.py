@@ -1,10 +1,22 @@
-"""Threads of a process that trains: torch's, and none that spin beside them."""
+"""Threads of a process that trains: torch's, as many as there are cores, and none that spin beside them."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 from threadpoolctl import ThreadpoolController
+
+
+def cores_here() -> int:
+    """Return how many cores this process may run on, fewer than the machine has where it is confined.
+
+    As by ``taskset``, a batch system or a container. Two threads that train on one core take turns at
+    spinning for each other.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

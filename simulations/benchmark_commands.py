@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.console import fail_clearly
+from common.threads import cores_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def benchmark(
                 state = "to run" if cell.digest in waiting else "finished"
                 typer.echo(f"{cell.digest[:12]}  {state:<8}  {cell.label}, seed {cell.coordinates['seed']}")
             return
-        at_a_time = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        at_a_time = jobs or min(cores_here(), MOST_JOBS)
         found = run_grid(cells, folder, at_a_time, _progress(len(pending)))
         write_tables(found, folder)
         summary = summarise(experiment.title, described, found, lambda cell: place_of_cell(cell, folder))

@@ -108,8 +108,8 @@ class Experiment(RunConfig):
     thumbnail_baseline: bool = False
     """Also fit logistic regression to 32 x 32 thumbnails at every site."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads per site; 0: all cores, which under the Ray engine as many workers as memory allows
-    divide. Both engines give the same bits with the same number."""
+    """CPU threads per site; 0: all cores this process may use, which under the Ray engine as many workers as
+    memory allows divide. Both engines give the same bits with the same number."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     """GPUs per site under the Ray engine, for example 0.25: four sites share one; 0: as many sites to a GPU
     as its memory holds."""

@@ -23,6 +23,7 @@ from common.errors import ConfigError, TableError
 from common.files import write_atomic
 from common.overrides import read_toml
 from common.seeds import numpy_generator
+from common.threads import cores_here
 from simulations.experiment import Experiment, PartitionSpec, PhantomSpec, SiteSpec
 from simulations.partition import partition
 from simulations.phantom.cases import PREVALENCE, Population
@@ -108,7 +109,7 @@ def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder
         format=spec.format,
         label_noise=spec.label_noise,
         missing_labels=spec.missing_labels,
-        workers=os.cpu_count() or 1,
+        workers=cores_here(),
     )
     if spec.unlabelled:
         write_unlabelled(
@@ -119,7 +120,7 @@ def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder
             scanner=spec.scanner,
             population=population,
             modality=spec.unlabelled_modality,
-            workers=os.cpu_count() or 1,
+            workers=cores_here(),
         )
     _for_simulation(file, experiment, spec.split)
     return file
@@ -128,7 +129,7 @@ def _write_phantoms(name: str, spec: PhantomSpec, experiment: Experiment, folder
 def _for_simulation(file: Path, experiment: Experiment, split: Sequence[float] = ()) -> None:
     """Set what a researcher decides for all sites: threads, and no small-cell suppression."""
     body = read_toml(file)
-    body.setdefault("device", {}).setdefault("threads", experiment.threads or os.cpu_count() or 1)
+    body.setdefault("device", {}).setdefault("threads", experiment.threads or cores_here())
     body.setdefault("evaluate", {}).setdefault("min_cell", 1)
     if split:
         body["data"]["split"] = list(split)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
+
+from common.threads import cores_here
 
 CODE = """
 import numpy, torch
@@ -26,3 +31,14 @@ def test_numpy_computes_in_its_own_thread_and_torch_keeps_its() -> None:
         [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system confines no process to cores")
+def test_the_cores_of_a_confined_process_are_those_it_may_use() -> None:
+    own = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(own)})
+        assert cores_here() == 1
+    finally:
+        os.sched_setaffinity(0, own)
+    assert cores_here() == len(own)
