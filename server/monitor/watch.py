@@ -82,9 +82,9 @@ def most_rest(watchers: int) -> float:
     """Return the seconds between two events of one stream, at most, whatever they cost.
 
     >>> [most_rest(watchers) for watchers in (1, 20, 50, 200)]
-    [5.0, 12.0, 30.0, 30.0]
+    [2.0, 12.0, 30.0, 30.0]
     """
-    return min(max(0.6 * watchers, 5.0), 30.0)
+    return min(max(0.6 * watchers, 2.0), 30.0)
 
 
 class Rest:
