@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from common.config import RunConfig, Scalar
@@ -20,6 +21,10 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TRANSFORMERS_OFFLINE": "1",
 }
+
+# How long an example takes says how busy the machine is, not whether it is right.
+settings.register_profile("any-pace", deadline=None)
+settings.load_profile("any-pace")
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -47,7 +47,7 @@ START = AdapterState(draw(0), {})
 # ---------------------------------------------------------------------- the mean
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(1, 10**6), st.lists(st.integers(0, 50), min_size=4, max_size=4)),
@@ -131,7 +131,7 @@ def test_who_answers_first_changes_no_bit(strategy):
     assert len(results) == 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=6), st.integers(0, 1000))
 def test_sites_that_agree_are_a_fixed_point_of_the_mean(weights, seed):
     delta = draw(seed)

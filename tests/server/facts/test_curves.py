@@ -23,7 +23,7 @@ TABLES = st.integers(1, 7).flatmap(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=TABLES, metric=st.sampled_from(["auroc", "ece"]))
 def test_mean_spread_and_worst(tmp_path_factory, table, metric) -> None:
     path = tmp_path_factory.mktemp("curve") / "ledger.sqlite"

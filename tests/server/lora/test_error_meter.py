@@ -45,7 +45,7 @@ def test_averaging_both_factors_has_one(federation):
     assert min(run(federation, "fedit")) > 1e-3
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=5), st.floats(0.01, 2.0), st.integers(0, 1000))
 def test_the_error_is_the_weighted_covariance_of_the_factors(federation, examples, drift, seed):
     """M - B A = sum_i w_i (B_i - B) (A_i - A), with A and B the weighted means."""
