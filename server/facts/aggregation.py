@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.facts.recent import Recent
 from server.facts.records import Aggregation
 from server.facts.view import LedgerView
 
@@ -15,6 +16,11 @@ def aggregation(view: LedgerView, round: int | None = None) -> Aggregation | Non
 
     None where there is no such round, or nothing was averaged in it.
     """
+    with view.still():
+        return view.keep(Recent).of(("aggregation", round), lambda: _aggregation(view, round))
+
+
+def _aggregation(view: LedgerView, round: int | None) -> Aggregation | None:
     with view.still():
         if round is None:
             rows = view.rows("SELECT max(round) FROM measures WHERE name = 'weight' AND finding = ''")

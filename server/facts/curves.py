@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.facts.recent import Recent
 from server.facts.records import Curve
-from server.facts.view import LedgerView
+from server.facts.view import LATE, LedgerView
 
 _FIRST = ("auroc", "pr-auc", "loss", "ece")
 _ORDER = (
@@ -17,10 +19,41 @@ _ORDER = (
     "examples", "steps",
 )  # fmt: skip
 _HIGHER = {"auroc", "pr-auc", "cosine", "weight", "examples", "steps"}
+_LINES = 4
+"""Curves whose points are kept; one of fifty sites over five hundred rounds takes three megabytes."""
 _SPREAD = 4
 """Sites from which the spread is given by quartiles."""
 
 Floats = NDArray[np.float64]
+
+
+class Lines:
+    """The points of the curves drawn last, of which only rounds that are new are read."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str], dict[str, list[tuple[int, float]]]] = OrderedDict()
+        self._generation: Any = None
+
+    def update(self, view: LedgerView) -> None:
+        """Forget what was measured before a run went back behind rounds."""
+        generation = view.get("generation")
+        if generation != self._generation:
+            self._kept.clear()
+            self._generation = generation
+
+    def of(self, view: LedgerView, metric: str, finding: str) -> Mapping[str, Sequence[tuple[int, float]]]:
+        """Return site -> (round, value) in the order of rounds; nobody may change it."""
+        kept = self._kept.setdefault((metric, finding), {})
+        self._kept.move_to_end((metric, finding))
+        if len(self._kept) > _LINES:
+            self._kept.popitem(last=False)
+        newest = max((points[-1][0] for points in kept.values()), default=-1)
+        for points in kept.values():
+            while points and points[-1][0] > newest - LATE:
+                points.pop()
+        for site, points in view.series(metric, finding, after=newest - LATE).items():
+            kept.setdefault(site, []).extend(points)
+        return kept
 
 
 def metrics_of(view: LedgerView) -> list[str]:
@@ -46,8 +79,10 @@ def curve(view: LedgerView, metric: str, finding: str = "") -> Curve:
     it does not annotate) is ``None``.
     """
     with view.still():
-        series = view.series(metric, finding)
-    return over_sites(series, metric, finding)
+        lines = view.keep(Lines)
+        return view.keep(Recent).of(
+            ("curve", metric, finding), lambda: over_sites(lines.of(view, metric, finding), metric, finding)
+        )
 
 
 def over_sites(series: Mapping[str, Sequence[tuple[int, float]]], metric: str, finding: str = "") -> Curve:

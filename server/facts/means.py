@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.facts.view import LedgerView
+from server.facts.view import LATE, LedgerView
 
 _MEANS = (
     "SELECT round, avg(value) FROM measures"
     " WHERE name = ? AND finding = ? AND round > ? AND site != '' GROUP BY round ORDER BY round"
 )
-_LATE = 2
-"""Rounds whose numbers may still come: sites tell of an adapter with the next round they answer."""
-
 Points = list[tuple[int, float]]
 
 
@@ -37,7 +34,7 @@ class Means:
     def of(self, view: LedgerView, name: str, finding: str) -> Points:
         """Return (round, mean); each site that has a value in a round counts once."""
         kept = self._kept.setdefault((name, finding), {})
-        last = max(kept, default=-1) - _LATE
+        last = max(kept, default=-1) - LATE
         kept.update(view.rows(_MEANS, (name, finding, last)))
         return [*kept.items()]
 

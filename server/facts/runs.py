@@ -15,6 +15,7 @@ from common.errors import RunError, closest
 from server.centre.folder import CentreFolder
 from server.centre.run_folder import RunFolder
 from server.facts.history import History
+from server.facts.matrix import Areas
 from server.facts.progress import Progress
 from server.facts.records import RunSummary
 from server.facts.standing import standing_of
@@ -147,7 +148,7 @@ def summary(run: Run, now: float) -> RunSummary:
     with view.still():
         progress, history, config = view.keep(Progress), view.keep(History), view.config()
         told, enrolled = view.get("report") or {}, view.sites()
-        split, scores = "test", _macro(view, "test")
+        split, scores = "test", [*view.keep(Areas).macro("federated").values()]
         if not scores:
             split, scores = "validation", [*view.newest("auroc").values()]
         method = backbone = ""
@@ -170,11 +171,6 @@ def summary(run: Run, now: float) -> RunSummary:
             down=history.down,
             warnings=progress.warnings + history.missed,
         )
-
-
-def _macro(view: LedgerView, split: str) -> list[float]:
-    sites = view.evaluations(split, "federated").get("federated", {})
-    return [float(metrics["macro-auroc"]) for metrics in sites.values() if "macro-auroc" in metrics]
 
 
 def _run_folders(root: Path, deep: int) -> Iterator[Path]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from server.facts.history import History
+from server.facts.matrix import Areas
 from server.facts.progress import Progress
 from server.facts.records import Contact, SiteRow
 from server.facts.runs import Run
@@ -33,14 +35,12 @@ def site_rows(run: Run, now: float, late: float = 20.0, silent: float = 60.0) ->
     with view.still():
         progress, history, facts = view.keep(Progress), view.keep(History), view.sites()
         standing = standing_of(progress, history, view.config(), working, admitted, now)
-        coming = admitted if standing.state in _GOING_ON else ()
-        known = sorted({*facts, *progress.rejections, *history.parts, *coming})
+        known = _known(view, admitted if standing.state in _GOING_ON else ())
         figures = {
             name: view.newest(name) for name in ("update-norm", "cosine", "weight", "seconds", "auroc")
         }
         up, down = view.keep(Traffic).sums()
-        gains = _gains(view, "federated")
-        own_gains = _gains(view, "personalised")
+        gains = view.keep(Areas).gains
         rows = []
         for name in known:
             told = facts.get(name, {})
@@ -60,8 +60,8 @@ def site_rows(run: Run, now: float, late: float = 20.0, silent: float = 60.0) ->
                     **{key.replace("-", "_"): of.get(name) for key, of in figures.items()},
                     up=up.get(name, 0),
                     down=down.get(name, 0),
-                    gain=gains.get(name),
-                    personalised_gain=own_gains.get(name),
+                    gain=gains.get("federated", {}).get(name),
+                    personalised_gain=gains.get("personalised", {}).get(name),
                     set_aside=sum(v for key, v in told.items() if key.startswith("quarantined.")),
                     rejections=tuple(progress.rejections.get(name, ())),
                 )
@@ -113,6 +113,20 @@ class Traffic:
         return up, down
 
 
+def participation(run: Run, now: float) -> dict[str, tuple[str, ...]]:
+    """Return site -> what it did in each round, of every site that `site_rows` has."""
+    view, admitted, working = run.view(), run.admitted(), run.at_work()
+    with view.still():
+        progress, history = view.keep(Progress), view.keep(History)
+        standing = standing_of(progress, history, view.config(), working, admitted, now)
+        known = _known(view, admitted if standing.state in _GOING_ON else ())
+        return {name: _participation(name, progress, history) for name in known}
+
+
+def _known(view: LedgerView, coming: Iterable[str]) -> list[str]:
+    return sorted({*view.sites(), *view.keep(Progress).rejections, *view.keep(History).parts, *coming})
+
+
 def _participation(name: str, progress: Progress, history: History) -> tuple[str, ...]:
     parts: list[str] = [*history.parts.get(name, ["not asked"] * len(history.rounds))]
     asked = progress.question
@@ -137,13 +151,3 @@ def _doing(name: str, progress: Progress, history: History, idle: bool) -> str:
     if asked.round is not None and history.parts.get(name, [""])[-1] == "missing":
         return f"did not answer{where}"
     return ""
-
-
-def _gains(view: LedgerView, arm: str) -> dict[str, tuple[float, float, float]]:
-    """Site -> macro gain over its local model, with its interval."""
-    found = {}
-    for site, metrics in view.evaluations("test", arm).get(arm, {}).items():
-        gain = metrics.get("gain.macro")
-        if isinstance(gain, list) and len(gain) == 3:
-            found[site] = (float(gain[0]), float(gain[1]), float(gain[2]))
-    return found

@@ -15,6 +15,9 @@ from server.facts.history import History
 from server.ledger import SCHEMA_VERSION, Event
 from server.measures import Measure
 
+LATE = 2
+"""Rounds whose numbers may still come: sites tell of an adapter with the next round they answer."""
+
 
 class Follower(Protocol):
     """What is learnt from a ledger bit by bit, so that no call reads all of it again."""
@@ -84,11 +87,16 @@ class LedgerView(LedgerFile):
 
     def results(self) -> tuple[object, ...]:
         """Return what changes with every round and evaluation, and with nothing else."""
+        with self.still():
+            return self.last_round(), *self.measured()
+
+    def measured(self) -> tuple[object, ...]:
+        """Return what changes with every evaluation and with a rollback, and with nothing else."""
         newest = "SELECT rowid, metrics FROM evaluations ORDER BY rowid DESC LIMIT 1"
         with self.still():
             # Set again, the last one keeps its number: so what it says counts too.
             marks = [*self.rows("SELECT count(*) FROM evaluations"), *map(hash, self.rows(newest))]
-            return self.get("generation"), self.last_round(), *marks
+            return self.get("generation"), *marks
 
     def config(self) -> RunConfig | None:
         """Return the run's settings; None where they are not known yet, or this version has others."""
@@ -112,19 +120,21 @@ class LedgerView(LedgerFile):
         return [*map(_event, self.rows(query, (2**62 if before is None else before, limit)))]
 
     def series(
-        self, name: str, finding: str = "", site: str | None = None
+        self, name: str, finding: str = "", site: str | None = None, after: int = -1
     ) -> dict[str, list[tuple[int, float]]]:
         """Return site ('' is the federation) -> (round, value) of every round that has one.
 
-        Of one ``site``, or of all. A ledger of schema 1 has what the rounds' records tell.
+        Of one ``site``, or of all; of rounds above ``after``. A ledger of schema 1 has what the rounds'
+        records tell.
         """
         query = (
-            "SELECT site, round, value FROM measures WHERE name = ? AND finding = ?"
+            "SELECT site, round, value FROM measures WHERE name = ? AND finding = ? AND round > ?"
             f"{'' if site is None else ' AND site = ?'} ORDER BY round"
         )
-        rows = self.rows(query, (name, finding) if site is None else (name, finding, site))
+        rows = self.rows(query, (name, finding, after, *(() if site is None else (site,))))
         if not rows:
-            rows = [row for row in self._from_records(name, finding) if site in (None, row[0])]
+            told = self._from_records(name, finding)
+            rows = [row for row in told if site in (None, row[0]) and row[1] > after]
         found: dict[str, list[tuple[int, float]]] = {}
         for site, number, value in rows:
             if (points := found.get(site)) is None:

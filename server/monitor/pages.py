@@ -136,22 +136,26 @@ def _run_parts(monitor: Monitor, answers: Answers, run: Run, here: Address, mome
         return facts, parts.run_parts(facts, parts.COMMON)
 
     def make() -> bytes:
-        results = run.view().results()
+        results, measured = run.view().results(), run.view().measured()
         common, made = answers.common(run.key, moment, of_every_reader)
         facts = parts.lively_facts(run, here, common)
         chosen = facts["here"].without_look()
-        settled = answers.get(
+        offered = tuple(facts["findings"]), tuple(facts["row_of"])
+        settled = _written(
+            answers,
             ("settled", run.key, results, _choices(chosen)),
             lambda: as_json(parts.run_parts(facts | parts.settled_facts(run, facts), parts.SETTLED)),
         )
-        assert isinstance(settled, bytes)  # noqa: S101  (for the type checker)
-        made = made | parts.run_parts(facts, parts.LIVELY) | json.loads(settled)
+        of_tests = _written(
+            answers,
+            ("measured", run.key, measured, offered, _choices(chosen)),
+            lambda: as_json(parts.run_parts(facts | parts.measured_facts(run, facts), parts.MEASURED)),
+        )
+        made = made | parts.run_parts(facts, parts.LIVELY) | json.loads(settled) | json.loads(of_tests)
         names = parts.titles(facts["summary"])
         return as_json({"revision": moment[1], **names, "looked_at": asdict(chosen), "parts": made})
 
-    found = answers.get(("parts", *moment, _choices(here)), make)
-    assert isinstance(found, bytes)  # noqa: S101  (for the type checker)
-    return found
+    return _written(answers, ("parts", *moment, _choices(here)), make)
 
 
 def _choices(here: Address) -> frozenset[tuple[str, str]]:
@@ -170,15 +174,17 @@ def _query(here: Address) -> Query:
 
 def _figures(answers: Answers, run: Run, query: Query) -> bytes:
     """Return the members of a JSON object; a figure is drawn again only if what it shows has changed."""
-    from server.monitor.figures import CHOICES, FIGURES, LIVELY
+    from server.monitor.figures import CHOICES, FIGURES, LIVELY, MEASURED
 
-    results, revision = run.view().results(), run.view().revision()
+    view = run.view()
+    results, measured, revision = view.results(), view.measured(), view.revision()
     drawn = []
     for name in FIGURES:
-        mark = revision if name in LIVELY else results
+        mark = revision if name in LIVELY else measured if name in MEASURED else results
         chosen = query.only(*CHOICES[name])
-        figure = answers.get(("figure", run.key, name, mark, chosen), partial(_drawn, run, name, chosen))
-        assert isinstance(figure, bytes)  # noqa: S101  (for the type checker)
+        figure = _written(
+            answers, ("figure", run.key, name, mark, chosen), partial(_drawn, run, name, chosen)
+        )
         drawn.append(as_json(name) + b":" + figure)
     return b",".join(drawn)
 
@@ -222,6 +228,12 @@ def _answers(request: Request) -> Answers:
         state.answers = Answers()
     answers: Answers = state.answers
     return answers
+
+
+def _written(answers: Answers, key: object, make: Callable[[], bytes]) -> bytes:
+    found = answers.get(key, make)
+    assert isinstance(found, bytes)  # noqa: S101  (for the type checker)
+    return found
 
 
 def _answer(answers: Answers, key: object, make: Callable[[], Answer]) -> Answer:

@@ -121,7 +121,7 @@ def run_facts(run: Run, here: Address, now: float, late: float, silent: float) -
     """Gather what the page of a run shows, all of one moment."""
     with run.view().still():
         facts = lively_facts(run, here, common_facts(run, now, late, silent))
-        return facts | settled_facts(run, facts)
+        return facts | settled_facts(run, facts) | measured_facts(run, facts)
 
 
 def common_facts(run: Run, now: float, late: float, silent: float) -> Facts:
@@ -172,18 +172,30 @@ def settled_facts(run: Run, facts: Facts) -> Facts:
     """Gather what changes only with a round or an evaluation; ``facts`` are the lively ones."""
     view, here = run.view(), facts["here"]
     with view.still():
-        found: Facts = {
-            "aggregation": aggregation.aggregation(view, here.round),
-            "curve": curves.curve(view, here.metric, here.finding if here.metric in BY_FINDING else ""),
-            "matrix": matrix.matrix(view, here.finding),
-            "reliability": _reliability(view, facts["findings"], here),
-        }
-    curve = found["curve"]
-    return found | {
-        "chosen_finding_only": bool(here.finding) and found["matrix"] is not None,
+        combined = aggregation.aggregation(view, here.round)
+        curve = curves.curve(view, here.metric, here.finding if here.metric in BY_FINDING else "")
+    return {
+        "aggregation": combined,
+        "curve": curve,
         "curve_rows": _newest(curve, _TABLE_ROUNDS),
+        "curve_told": curve_told(curve),
         "site_columns": _newest(curve, _SITE_ROUNDS),
-        "told": _told(found),
+        **_combined_told(combined),
+    }
+
+
+def measured_facts(run: Run, facts: Facts) -> Facts:
+    """Gather what changes only with an evaluation; ``facts`` are the lively ones."""
+    view, here = run.view(), facts["here"]
+    with view.still():
+        areas = matrix.matrix(view, here.finding)
+        bins = _reliability(view, facts["findings"], here)
+    return {
+        "chosen_finding_only": bool(here.finding) and areas is not None,
+        "matrix": areas,
+        "matrix_told": matrix_told(areas) if areas else "",
+        "reliability": bins,
+        "reliability_told": reliability_told(bins) if bins else "",
     }
 
 
@@ -226,20 +238,16 @@ def _sums(facts: Facts) -> Facts:
     }
 
 
-def _told(facts: Facts) -> dict[str, str]:
-    """Say each figure in words, for who cannot see it and where no script runs."""
-    told = {"curve": curve_told(facts["curve"])}
-    if facts["matrix"]:
-        told["matrix"] = matrix_told(facts["matrix"])
-    if facts["reliability"]:
-        told["reliability"] = reliability_told(facts["reliability"])
-    found: Aggregation | None = facts["aggregation"]
-    if found is not None:
-        told["weights"] = weights_told(found)
-        told["pairs"] = pairs_told(found) if found.pairs else ""
-        told["lora-error"] = lora_told(found.lora_error) if found.lora_error else ""
-        told["drift"] = drift_told(found) if found.drift else ""
-    return told
+def _combined_told(found: Aggregation | None) -> dict[str, str]:
+    """Say the figures of an aggregation in words, for who cannot see them and where no script runs."""
+    if found is None:
+        return {}
+    return {
+        "weights_told": weights_told(found),
+        "pairs_told": pairs_told(found) if found.pairs else "",
+        "lora_told": lora_told(found.lora_error) if found.lora_error else "",
+        "drift_told": drift_told(found) if found.drift else "",
+    }
 
 
 def _newest(curve: Curve | None, most: int) -> list[int]:
@@ -254,8 +262,7 @@ def _worst(view: LedgerView, rows: Sequence[SiteRow], summary: RunSummary) -> tu
     """Return the worst site, its macro AUROC and which studies that is of: the same as the mean's."""
     known = [(row.auroc, row.name) for row in rows if row.auroc is not None]
     if summary.split == "test":
-        tested = view.keep(matrix.Areas).areas.get("federated", {})
-        known = [(float(of[0, 0]), site) for site, of in tested.items() if of[0, 0] == of[0, 0]]
+        known = [(area, site) for site, area in view.keep(matrix.Areas).macro("federated").items()]
     if not known:
         return None
     value, name = min(known)
@@ -271,11 +278,15 @@ COMMON = ("headline", "plan", "downloads")
 """Parts that say the same to every reader, and may change with every event."""
 LIVELY = ("sites", "events")
 """Parts that may change with every event, and show what a reader chose."""
-SETTLED = ("curves", "matrix", "aggregation", "privacy")
+SETTLED = ("curves", "aggregation", "privacy")
 """Parts that change only with a round or an evaluation."""
+MEASURED = ("matrix",)
+"""Parts that change only with an evaluation."""
 
 
-def run_parts(facts: Facts, wanted: Sequence[str] = (*COMMON, *LIVELY, *SETTLED)) -> dict[str, str]:
+def run_parts(
+    facts: Facts, wanted: Sequence[str] = (*COMMON, *LIVELY, *SETTLED, *MEASURED)
+) -> dict[str, str]:
     """Write parts of a run's page, all of them unless some are named."""
     shown = [key for key in wanted if key != "privacy" or facts["epsilon"]]
     return {key: written(f"part_{key}", facts) for key in shown}

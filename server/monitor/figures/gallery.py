@@ -14,7 +14,7 @@ from server.facts.means import finding_curves
 from server.facts.records import Aggregation
 from server.facts.reliability import reliability as reliability_of
 from server.facts.runs import Run
-from server.facts.sites import site_rows
+from server.facts.sites import participation as participation_of
 from server.monitor.figures import (
     compare,
     curve,
@@ -72,7 +72,7 @@ def _traffic(run: Run, query: Query) -> Figure | None:
 
 
 def _participation(run: Run, query: Query) -> Figure | None:
-    return participation.draw(site_rows(run, time.time()))
+    return participation.draw(participation_of(run, time.time()))
 
 
 FIGURES: dict[str, Drawn] = {
@@ -101,6 +101,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 LIVELY = frozenset({"participation"})
 """Figures that change with an event; the others only with a round or an evaluation."""
+MEASURED = frozenset({"matrix", "reliability"})
+"""Of these others, those that change only with an evaluation."""
 
 
 def compare_figure(first: Run, second: Run, query: Query) -> Figure | None:

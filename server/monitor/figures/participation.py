@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from server.facts.records import SiteRow
 from server.monitor.figures.style import Figure, figure, legend, names_axis, round_axis
 from server.report_words import counted, listed
 
@@ -23,21 +22,21 @@ WORDED = 4000
 CAPTION = "Every site in every round; point at a cell for what it was."
 
 
-def draw(rows: Sequence[SiteRow]) -> Figure | None:
-    """Draw sites x rounds; None before the first round."""
-    rounds = max((len(row.participation) for row in rows), default=0)
+def draw(sites: Mapping[str, Sequence[str]]) -> Figure | None:
+    """Draw sites x rounds of site -> what it did in each round; None before the first round."""
+    rounds = max(map(len, sites.values()), default=0)
     if not rounds:
         return None
     order = {state: i for i, state in enumerate(STATES)}
-    seen = {state for row in rows for state in row.participation}
+    seen = {state for did in sites.values() for state in did}
     share = 1 / len(order)
     # Most cells are in the mean; of very many, those say no more than their colour.
-    usual = "returned" if rounds * len(rows) > WORDED else None
+    usual = "returned" if rounds * len(sites) > WORDED else None
     heat = {
         "type": "heatmap",
         "x": list(range(1, rounds + 1)),
-        "y": list(range(len(rows))),
-        "z": [[order.get(state) for state in row.participation] for row in rows],
+        "y": list(range(len(sites))),
+        "z": [[order.get(state) for state in did] for did in sites.values()],
         "zmin": -0.5,
         "zmax": len(order) - 0.5,
         "showscale": False,
@@ -47,22 +46,22 @@ def draw(rows: Sequence[SiteRow]) -> Figure | None:
             for stop in ([i * share, colour], [(i + 1) * share, colour])
         ],
         "xgap": 2 if rounds <= MARKED else 0,
-        "ygap": 2 if len(rows) <= 24 else 1,
+        "ygap": 2 if len(sites) <= 24 else 1,
         "hovertext": [
-            ["" if state == usual else f": {_words(state)}" for state in row.participation] for row in rows
+            ["" if state == usual else f": {_words(state)}" for state in did] for did in sites.values()
         ],
         "hovertemplate": "%{y}, round %{x}%{hovertext}<extra></extra>",
     }
     if rounds <= MARKED:
         marks = {state: mark for state, (_, mark, _) in STATES.items()}
-        heat["text"] = [[marks.get(state, "") for state in row.participation] for row in rows]
+        heat["text"] = [[marks.get(state, "") for state in did] for did in sites.values()]
         heat["texttemplate"] = "%{text}"
     layout = {
         "xaxis": round_axis([1, rounds], showgrid=False, range=[0.5, rounds + 0.5]),
-        "yaxis": names_axis([row.name for row in rows], range=[len(rows) - 0.5, -0.5]),
+        "yaxis": names_axis([*sites], range=[len(sites) - 0.5, -0.5]),
         "showlegend": True,
         "legend": legend(itemclick=False, itemdoubleclick=False),
-        "height": 140 + max(len(rows), 4) * (28 if len(rows) <= 24 else 14),
+        "height": 140 + max(len(sites), 4) * (28 if len(sites) <= 24 else 14),
     }
     keys = [
         {
@@ -76,19 +75,19 @@ def draw(rows: Sequence[SiteRow]) -> Figure | None:
         for state, (colour, mark, words) in STATES.items()
         if state in seen
     ]
-    return figure([heat, *keys], layout, _told(rows, rounds), CAPTION, "participation")
+    return figure([heat, *keys], layout, _told(sites, rounds), CAPTION, "participation")
 
 
 def _words(state: str) -> str:
     return STATES[state][2] if state in STATES else state
 
 
-def _told(rows: Sequence[SiteRow], rounds: int) -> str:
-    every = sum(all(state == "returned" for state in row.participation) for row in rows)
+def _told(sites: Mapping[str, Sequence[str]], rounds: int) -> str:
+    every = sum(all(state == "returned" for state in did) for did in sites.values())
     gaps = []
-    for row in rows:
-        counts = [(row.participation.count(state), state) for state in ("missing", "rejected")]
+    for name, did in sites.items():
+        counts = [(did.count(state), state) for state in ("missing", "rejected")]
         if any(n for n, _ in counts):
-            gaps.append(f"{row.name} ({', '.join(f'{n} {state}' for n, state in counts if n)})")
-    told = f"{counted(rounds, 'round')}, {counted(len(rows), 'site')}; {every} took part in every round"
+            gaps.append(f"{name} ({', '.join(f'{n} {state}' for n, state in counts if n)})")
+    told = f"{counted(rounds, 'round')}, {counted(len(sites), 'site')}; {every} took part in every round"
     return f"{told}; not in every mean: {listed(gaps)}." if gaps else f"{told}."

@@ -51,6 +51,35 @@ def test_mean_spread_and_worst(tmp_path_factory, table, metric) -> None:
         assert drawn.worst[place] == worst == known[drawn.worst_site[place]]
 
 
+def test_a_curve_that_grows_is_what_a_fresh_look_finds(tmp_path: Path) -> None:
+    path, dice = tmp_path / "ledger.sqlite", np.random.default_rng(0)
+    ledger = Ledger(path)
+
+    def told(number: int, sites: str) -> list[Measure]:
+        return [Measure("auroc", "", site, number, float(dice.random())) for site in sites]
+
+    def rounds_of(kept: LedgerView) -> tuple[int, ...]:
+        with LedgerView(path) as fresh:
+            assert curve(kept, "auroc") == curve(fresh, "auroc")
+        return curve(kept, "auroc").rounds
+
+    with LedgerView(path) as kept:
+        for number in range(1, 8):
+            # Of the round before, some tell with this round only.
+            late = told(number - 1, "cd" if number % 2 else "d")
+            ledger.put_round({"round": number}, [*told(number, "ab"), *late])
+            assert rounds_of(kept) == tuple(range(number + 1))
+        ledger.put_evaluation("federated", "validation", "e", {"macro-auroc": 0.25})
+        assert rounds_of(kept) == tuple(range(8))
+        assert curve(kept, "auroc").sites["e"][-1] == 0.25
+        ledger.reset_rounds(ledger.rounds()[:4])
+        assert rounds_of(kept) == (0, 1, 2, 3, 4), "a run that goes back takes its curve with it"
+        for metric in "pqrstu":  # pushes the curve out of what is kept
+            curve(kept, metric)
+        assert rounds_of(kept) == (0, 1, 2, 3, 4)
+    ledger.close()
+
+
 def test_a_metric_nobody_has_is_an_empty_curve(view: LedgerView) -> None:
     assert curve(view, "auroc", "scoliosis").rounds == ()
     assert curve(view, "nothing").sites == {}

@@ -20,7 +20,7 @@ from server.monitor.figures import (
     traffic,
     weights,
 )
-from tests.server.monitor.figures.drawn import row, texts
+from tests.server.monitor.figures.drawn import texts
 
 MARKUP = "<b>x</b><img src=x>"
 
@@ -76,7 +76,7 @@ NAMED = {
     "reliability": reliability.draw(
         Reliability(MARKUP, MARKUP, {MARKUP: (Bin(0.1, 9, 1, 1 / 9, (0.0, 0.4)),)}, {})
     ),
-    "participation": participation.draw([row(MARKUP, ["returned", "missing", "rejected", "asked"])]),
+    "participation": participation.draw({MARKUP: ["returned", "missing", "rejected", "asked"]}),
     **{name: draw(AGGREGATED) for name, draw in BY_NAME.items()},
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_nothing_known_is_no_figure():
     assert matrix.draw(Matrix("", ("federated",), ("a",), ((None,),), ((None,),), ("",))) is None
     assert reliability.draw(Reliability("edema", "", {"federated": ()}, {})) is None
     assert traffic.draw({"up": {}, "down": {}}) is None
-    assert participation.draw([row("a", [])]) is None
+    assert participation.draw({"a": []}) is None
     unknown = Aggregation(1, {}, {}, {}, (), (), (), (), ())
     without = Aggregation(1, SHARES, {}, {}, ((1.0, math.nan), (math.nan, 1.0)), (), ("x",), (1,), ((None,),))
     for name, draw in BY_NAME.items():
