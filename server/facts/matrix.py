@@ -32,8 +32,6 @@ class Areas:
         """Finding -> its row in ``areas``; '' is the macro AUROC."""
         self.areas: dict[str, dict[str, NDArray[np.float64]]] = {}
         """Arm -> site -> ``[findings, 3]``: AUROC and its interval, NaN where undefined."""
-        self.gains: dict[str, dict[str, tuple[float, float, float]]] = {}
-        """Arm -> site -> macro gain over the site's local model, with its interval, where it has one."""
         self._count = self._last = 0
         self._generation: Any = None
 
@@ -47,12 +45,7 @@ class Areas:
         # The last one is read again: set again, it keeps its number.
         for number, arm, site, metrics in view.rows(_NEW, (self._last - 1,)):
             self._last = number
-            told = json.loads(metrics)
-            self.areas.setdefault(arm, {})[site] = self._read(told)
-            gain, gains = told.get("gain.macro"), self.gains.setdefault(arm, {})
-            gains.pop(site, None)
-            if isinstance(gain, list) and len(gain) == 3:
-                gains[site] = (float(gain[0]), float(gain[1]), float(gain[2]))
+            self.areas.setdefault(arm, {})[site] = self._read(json.loads(metrics))
         self._count = sum(map(len, self.areas.values()))
 
     def area(self, arm: str, site: str, finding: str) -> tuple[float, float, float]:
@@ -62,12 +55,6 @@ class Areas:
             return (math.nan, math.nan, math.nan)
         area, low, high = kept[row].tolist()
         return area, low, high
-
-    def macro(self, arm: str) -> dict[str, float]:
-        """Return site -> macro AUROC of an arm, of the sites where it is defined."""
-        column = self.columns[_MACRO]
-        found = {site: float(kept[column, 0]) for site, kept in self.areas.get(arm, {}).items()}
-        return {site: area for site, area in found.items() if not math.isnan(area)}
 
     def _read(self, flat: dict[str, Any]) -> NDArray[np.float64]:
         told: dict[str, tuple[Any, Any]] = {}

@@ -15,10 +15,10 @@ from common.errors import RunError, closest
 from server.centre.folder import CentreFolder
 from server.centre.run_folder import RunFolder
 from server.facts.history import History
-from server.facts.matrix import Areas
 from server.facts.progress import Progress
 from server.facts.records import RunSummary
 from server.facts.standing import standing_of
+from server.facts.tested import Tested
 from server.facts.view import LedgerView
 
 _LOOK = 1.0
@@ -148,7 +148,7 @@ def summary(run: Run, now: float) -> RunSummary:
     with view.still():
         progress, history, config = view.keep(Progress), view.keep(History), view.config()
         told, enrolled = view.get("report") or {}, view.sites()
-        split, scores = "test", [*view.keep(Areas).macro("federated").values()]
+        split, scores = "test", [*view.keep(Tested).macro["federated"].values()]
         if not scores:
             split, scores = "validation", [*view.newest("auroc").values()]
         method = backbone = ""

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from server.facts.history import History
-from server.facts.matrix import Areas
 from server.facts.progress import Progress
 from server.facts.records import Contact, SiteRow
 from server.facts.runs import Run
 from server.facts.standing import standing_of
+from server.facts.tested import Tested
 from server.facts.view import LedgerView
 
 _GOING_ON = ("waiting", "enrolling", "local", "training", "testing")
@@ -40,7 +40,7 @@ def site_rows(run: Run, now: float, late: float = 20.0, silent: float = 60.0) ->
             name: view.newest(name) for name in ("update-norm", "cosine", "weight", "seconds", "auroc")
         }
         up, down = view.keep(Traffic).sums()
-        gains = view.keep(Areas).gains
+        gains = view.keep(Tested).gains
         rows = []
         for name in known:
             told = facts.get(name, {})
@@ -60,8 +60,8 @@ def site_rows(run: Run, now: float, late: float = 20.0, silent: float = 60.0) ->
                     **{key.replace("-", "_"): of.get(name) for key, of in figures.items()},
                     up=up.get(name, 0),
                     down=down.get(name, 0),
-                    gain=gains.get("federated", {}).get(name),
-                    personalised_gain=gains.get("personalised", {}).get(name),
+                    gain=gains["federated"].get(name),
+                    personalised_gain=gains["personalised"].get(name),
                     set_aside=sum(v for key, v in told.items() if key.startswith("quarantined.")),
                     rejections=tuple(progress.rejections.get(name, ())),
                 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.facts import aggregation, curves, feed, matrix, plan, reliability, runs, sites
 from server.facts.records import Aggregation, Curve, Reliability, RunSummary, SiteRow
+from server.facts.tested import Tested
 from server.figure_words import (
     curve_told,
     drift_told,
@@ -262,7 +263,7 @@ def _worst(view: LedgerView, rows: Sequence[SiteRow], summary: RunSummary) -> tu
     """Return the worst site, its macro AUROC and which studies that is of: the same as the mean's."""
     known = [(row.auroc, row.name) for row in rows if row.auroc is not None]
     if summary.split == "test":
-        known = [(area, site) for site, area in view.keep(matrix.Areas).macro("federated").items()]
+        known = [(area, site) for site, area in view.keep(Tested).macro["federated"].items()]
     if not known:
         return None
     value, name = min(known)

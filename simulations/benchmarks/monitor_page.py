@@ -27,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path
@@ -156,24 +156,30 @@ def _rows_of(folder: Path, number: int) -> tuple[list[tuple[str, str, str, float
     return rows, {name: json.loads(value) for name, value in kept}
 
 
-def choices(route: Route, sites: list[str], findings: list[str]) -> Iterator[dict[str, str]]:
-    """Yield parameters, each another choice, in an order that changes all of them at once."""
-    values = {"metric": _METRICS, "finding": findings, "site": sites}
+def choices(route: Route, owned: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    """Yield parameters, each another choice, in an order that changes all of them at once.
+
+    ``owned``: site -> the findings it annotates; a site is not asked for another.
+    """
+    findings = sorted({finding for of in owned.values() for finding in of})
+    values = {"metric": _METRICS, "finding": findings, "site": [*owned]}
     every = [dict(zip(route.asks, one, strict=True)) for one in product(*(values[a] for a in route.asks))]
     random.Random(0).shuffle(every)
-    yield from every
+    for one in every:
+        if not {"finding", "site"} <= one.keys() or one["finding"] in owned[one["site"]]:
+            yield one
 
 
 def measure(folder: Path, samples: int) -> tuple[list[Route], Timings, MonitorProcess]:
     """Ask for everything every way; returns the routes, the timings and the process, which has ended."""
     ledger = Ledger(folder / RUN / "ledger.sqlite")
-    sites, findings = [*ledger.sites()], [*next(iter(ledger.sites().values()))["findings"]]
+    owned = {site: facts["findings"] for site, facts in ledger.sites().items()}
     ledger.close()
     timings = Timings()
     with MonitorProcess(folder) as monitor, httpx.Client(base_url=monitor.address, timeout=60) as client:
         known = routes(client)
         for route in known:
-            for query in islice(choices(route, sites, findings), samples if route.counts else 1):
+            for query in islice(choices(route, owned), samples if route.counts else 1):
                 timings.ask(client, route, "first", query)
             for _ in range(samples if route.counts else 2):
                 timings.ask(client, route, "again", {})
