@@ -10,6 +10,7 @@ _MEANS = (
     "SELECT round, avg(value) FROM measures"
     " WHERE name = ? AND finding = ? AND round > ? AND site != '' GROUP BY round ORDER BY round"
 )
+
 Points = list[tuple[int, float]]
 
 

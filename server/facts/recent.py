@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from server.facts.view import LedgerView
 
-MOST = 12
+MOST = 6
 """Findings kept; the largest, a curve of fifty sites over five hundred rounds, takes a megabyte."""
 
 Found = TypeVar("Found")
