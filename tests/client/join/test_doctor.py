@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from client.gate.approval import approve
+from tests.ports import free_port
 
 Scene = Any
 """A site to spoil and what to spoil it with; see conftest.py."""
@@ -65,7 +65,7 @@ def proxy_intercepts(s: Scene) -> None:
 
 
 def proxy_to_nowhere(s: Scene) -> None:
-    s.environment["https_proxy"] = f"http://127.0.0.1:{unused_port()}"
+    s.environment["https_proxy"] = f"http://127.0.0.1:{free_port()}"
 
 
 def proxy_says_no(s: Scene) -> None:
@@ -73,7 +73,7 @@ def proxy_says_no(s: Scene) -> None:
 
 
 def port_closed(s: Scene) -> None:
-    s.dial(f"localhost:{unused_port()}")
+    s.dial(f"localhost:{free_port()}")
 
 
 def port_filtered(s: Scene) -> None:
@@ -321,9 +321,3 @@ def test_doctor_names_what_is_wrong_and_how_to_mend_it(
     assert all(outcome.fix for outcome in found.of("failure") + found.of("warning"))
     assert found.seconds < 10
     assert found.healthy == (level == "warning")
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

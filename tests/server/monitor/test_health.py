@@ -26,6 +26,7 @@ from server.monitor import healthz
 from server.monitor.health import HealthService, Tls
 from server.monitor.healthz import Recent, checks_of
 from server.monitor.state import Monitor
+from tests.ports import free_port
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -49,8 +50,7 @@ class StandIn:
 
     def __init__(self, root: Path) -> None:
         self.centre = CentreFolder(root)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         keys = root / "keys"
         keys.mkdir(parents=True)
         (root / "centre.toml").write_text(
