@@ -1,8 +1,8 @@
 """Watch: follow the ledgers' revisions in one thread, and tell whoever looks.
 
-Fifty watchers cost what one costs: the thread looks at a ledger's file twice a second, opens it only
-when the file has changed, and passes one message a poll to the event loop. A site that falls silent
-changes no ledger, so the contacts of the runs somebody looks at are followed too.
+Fifty watchers cost what one costs: the thread looks at a ledger's file twice a second, asks the ledger
+only when the file has changed lately, and passes one message a poll to the event loop. A site that falls
+silent changes no ledger, so the contacts of the runs somebody looks at are followed too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ SHARE = 0.01
 """Of a core, for the monitor while it is watched; beyond it streams rest, up to `most_rest`."""
 LEAST_REST = 1.0
 """Seconds between two events of one stream, at least."""
+SETTLED = 30.0
+"""Seconds after which a commit that changed a ledger's files can be read, however slow the disk.
+
+A commit changes the files first, waits for the disk, and only then can be read; nothing changes with that.
+"""
 LIVE_FOR = 120.0
 """Seconds after its last change for which a run is polled often."""
 
@@ -74,6 +79,8 @@ class _Followed:
     """When it changed last, or was found; monotonic."""
     polled: float = float("-inf")
     stamp: object = None
+    stirred: float = float("-inf")
+    """When its files changed last; monotonic."""
     revision: int = 0
     contacts: object = None
 
@@ -216,8 +223,10 @@ class Watch:
         try:
             stamp = stamp_of(run)
             if stamp != known.stamp:
+                known.stirred = time.monotonic()
+            if time.monotonic() < known.stirred + SETTLED:
                 known.revision = run.view().revision()
-                known.stamp = stamp
+            known.stamp = stamp
             if looked_at and not run.steady:
                 known.contacts = self._contacts(run)
             self._faults.discard(run.key)

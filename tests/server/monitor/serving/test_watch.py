@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 import time
@@ -42,6 +43,23 @@ def test_a_change_is_seen_once_and_of_its_run_alone(watch: Watch, runs: Path) ->
     assert watch.poll() == {"first": watch.revision("first")}
     assert watch.revision("first") > before[0] and watch.revision("second") == before[1]
     assert watch.poll() == {} and watch.revision("none") == 0
+
+
+def test_a_commit_that_a_slow_disk_holds_up_is_seen(
+    watch: Watch, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files change before the disk is waited for, and do not once more when the commit can be read."""
+    watch.poll()
+    os.utime(runs / "first" / "ledger.sqlite")
+    assert watch.poll() == {}
+    still = watching.stamp_of(SimpleNamespace(folder=runs / "first"))  # type: ignore[arg-type]
+    monkeypatch.setattr(watching, "stamp_of", lambda run: still)
+    watch.poll()
+    change(runs, "first")
+    assert watch.poll() == {"first": watch.revision("first")}
+    monkeypatch.setattr(watching, "SETTLED", 0.0)
+    change(runs, "first")
+    assert watch.poll() == {}, "of files that have lain still long the ledger is not asked"
 
 
 def test_runs_come_and_go(watch: Watch, runs: Path) -> None:
