@@ -9,20 +9,22 @@ both, and no output is ever used for a part with other values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from client.streams import STREAMS
 from common.errors import ModelError
 from common.model.build import PREFIXES, CxrModel
 from common.model.digest import tensor_digest
 from common.pet.targets import is_final_norm
 from common.pet.towers import TEXT, VISION
 
-TOGETHER = {"cpu": 8}
+TOGETHER = {"cpu": 16}
 """Device -> studies that go through a frozen part together, always as many: what a part says of a study then
 does not depend on which others are asked for, to the last bit. More are no faster on a CPU, and the last of a
 site's are filled up to that number."""
@@ -50,6 +52,11 @@ class Frozen(ABC):
     def together(self) -> int:
         """How many studies go through it at once."""
         return TOGETHER.get(self.device.type, _TOGETHER_ELSEWHERE)
+
+    @property
+    def streams(self) -> int:
+        """How many times as many may go through it side by side."""
+        return STREAMS if self.device.type == "cpu" else 1
 
     @property
     def is_overlaid(self) -> bool:
@@ -96,11 +103,16 @@ class Frozen(ABC):
         """Run up to ``together`` studies, filled up to as many; fp32 and eval mode, whatever is around."""
         count, whole = len(batch[0]), self.together
         filled = [torch.cat([part, part.new_zeros(whole - count, *part.shape[1:])]) for part in batch]
+        with self.at_rest(), torch.autocast(self._model.device.type, enabled=False):
+            return self._run(*filled)[:count]
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep the model in eval mode until the block ends."""
         training = self._model.net.training
         self._model.train_mode(False)
         try:
-            with torch.autocast(self._model.device.type, enabled=False):
-                return self._run(*filled)[:count]
+            yield
         finally:
             self._model.train_mode(training)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from client.activations import Compute, Digests, Disk, Memory, Place, Rows
 from client.frozen import Frozen
+from client.streams import side_by_side
 from common.errors import ModelError
 
 _log = logging.getLogger(__name__)
@@ -106,16 +107,20 @@ class Outputs:
     def _said(self, rows: Rows) -> Iterator[NDArray[Any]]:
         """Compute, some studies at a time."""
         at_once = self._part.together
-        for i in range(0, len(rows), at_once):
-            said = self._part.say(*self._feed(rows[i : i + at_once]))
-            kept = said.to(self._dtype)
-            if kept.isinf().any() and not said.isinf().any():
-                raise ModelError(
-                    "the frozen prefix puts out numbers that do not fit the format they are kept in",
-                    found=f"{float(said.abs().max()):.3g} in {str(self._dtype).removeprefix('torch.')}",
-                    fix="set train.cache_dtype = 'fp32'",
-                )
-            yield kept.cpu().contiguous().numpy()
+        parts = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
+        with self._part.at_rest():
+            yield from side_by_side(self._said_of, parts, self._part.streams)
+
+    def _said_of(self, rows: Rows) -> NDArray[Any]:
+        said = self._part.say(*self._feed(rows))
+        kept = said.to(self._dtype)
+        if kept.isinf().any() and not said.isinf().any():
+            raise ModelError(
+                "the frozen prefix puts out numbers that do not fit the format they are kept in",
+                found=f"{float(said.abs().max()):.3g} in {str(self._dtype).removeprefix('torch.')}",
+                fix="set train.cache_dtype = 'fp32'",
+            )
+        return kept.cpu().contiguous().numpy()
 
 
 def _added(store: Disk, digests: Digests, compute: Compute) -> bool:

@@ -1,8 +1,8 @@
 """What each choice in the local training step is worth: ``python -m simulations.benchmarks.local_step``.
 
 Steps (forward, backward, AdamW) with a choice of ours against the same steps without it, in turns, after some
-of each to warm up. The last row is a choice that was not made: ``torch.compile`` of every block in place of
-the first two, and how many steps its compiling takes.
+of each to warm up; the cache of frozen activations is filled likewise. The last row is a choice that was not
+made: ``torch.compile`` of every block in place of the first two, and how many steps its compiling takes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import nn
 
+from client.frozen import ImagePrefix
+from client.streams import side_by_side
 from client.train import masked_bce
 from common.config import RunConfig
 from common.memory import freed_given_back
@@ -139,6 +142,23 @@ def measure(name: str, size: int, batch: int, count: int, pairs: int) -> Row:
     return Row(name, choice.words, ratio(paired(with_it, without, pairs)))
 
 
+def measure_filling(size: int, count: int, pairs: int) -> Row:
+    """Time a frozen ViT that all threads run together over one that they run side by side."""
+    choice = Choice("frozen blocks: studies side by side on threads")
+    model = model_of(choice, size)
+    prefix = ImagePrefix(model, len(model.arch.blocks))
+    studies = count * prefix.together * min(prefix.streams, torch.get_num_threads())
+    images = torch.randn(studies, model.channels, size, size, generator=torch.Generator().manual_seed(0))
+
+    def fill(streams: int) -> None:
+        with prefix.at_rest():
+            deque(side_by_side(prefix.say, images.split(prefix.together), streams), maxlen=0)
+
+    fill(prefix.streams)
+    fill(1)
+    return Row("filling", choice.words, ratio(paired(lambda: fill(prefix.streams), lambda: fill(1), pairs)))
+
+
 def measure_compiled(size: int, batch: int, count: int, pairs: int) -> Row:
     """Time steps that torch has compiled over ours.
 
@@ -180,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--choices", nargs="+", choices=[*CHOICES, "compile"], default=[*CHOICES, "compile"])
+    every = [*CHOICES, "filling", "compile"]
+    parser.add_argument("--choices", nargs="+", choices=every, default=every)
     parser.add_argument("--size", type=int, default=112, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4, help="timed together")
@@ -204,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             except RuntimeError as error:  # without a C++ compiler, for one
                 _say(f"torch.compile: not run, {type(error).__name__}")
                 continue
+        elif name == "filling":
+            row = measure_filling(chosen.size, chosen.steps, chosen.pairs)
         else:
             row = measure(name, *settings)
         rows.append(row)
