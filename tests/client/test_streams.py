@@ -77,7 +77,7 @@ def test_whoever_stops_taking_leaves_nothing_running(four_threads: int) -> None:
 
 @pytest.mark.parametrize("backbone", ["timm:test_vit", "timm:densenet121"])
 def test_what_a_frozen_part_says_is_the_same_to_the_last_bit(backbone: str) -> None:
-    """On one thread and on more: a cache that one machine filled is another's."""
+    """On one thread as on three, where each stream has one too."""
     config = RunConfig.from_flat({"model.backbone": backbone, "data.image-size": 32, "pet.method": "head"})
     model = build_model(config)
     part = ImagePrefix(model, len(model.arch.blocks) + 1)
