@@ -107,8 +107,8 @@ class Outputs:
     def _said(self, rows: Rows) -> Iterator[NDArray[Any]]:
         """Compute, some studies at a time."""
         at_once = self._part.together
-        parts = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
-        with self._part.at_rest():
+        parts = [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
+        with self._part.at_rest():  # until all are done: streams share the model, and each would wake it
             yield from side_by_side(self._said_of, parts, self._part.streams)
 
     def _said_of(self, rows: Rows) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,16 +18,15 @@ Piece = TypeVar("Piece")
 Made = TypeVar("Made")
 
 
-def side_by_side(work: Callable[[Piece], Made], pieces: Iterable[Piece], streams: int) -> Iterator[Made]:
+def side_by_side(work: Callable[[Piece], Made], pieces: Sequence[Piece], streams: int) -> Iterator[Made]:
     """Yield what ``work`` makes of each piece, in their order, up to ``streams`` at the same time.
 
-    torch's threads of the caller are dealt out evenly. A network's small operations cost more to share out
-    among threads than they take, and threads wait for each other at the end of every one of them; streams
-    meet once, at the end. How many threads a piece has depends on those of the caller alone, so a piece
-    gives the same bits whatever is worked on beside it. What ``work`` raises is raised here.
+    torch's threads of the caller are dealt out evenly; a piece by itself has them all. A network's small
+    operations cost more to share out among threads than they take, and threads wait for each other at the
+    end of every one of them; streams meet once, at the end. What ``work`` raises is raised here.
     """
     threads = torch.get_num_threads()
-    streams = min(threads, streams)
+    streams = min(threads, streams, len(pieces))
     if streams < 2:
         yield from map(work, pieces)
         return

@@ -36,7 +36,7 @@ def test_pieces_come_in_order_worked_on_side_by_side_and_the_caller_keeps_its_th
         threads.append(torch.get_num_threads())
         return piece * piece
 
-    assert [*side_by_side(work, iter(range(9)), 2)] == [n * n for n in range(9)]
+    assert [*side_by_side(work, range(9), 2)] == [n * n for n in range(9)]
     assert {*threads} == {2}
     assert torch.get_num_threads() == four_threads
 
@@ -46,6 +46,15 @@ def test_one_stream_is_the_callers_own_thread(four_threads: int) -> None:
         return threading.current_thread(), torch.get_num_threads()
 
     assert {*side_by_side(work, range(3), 1)} == {(threading.current_thread(), four_threads)}
+
+
+def test_no_thread_rests_where_there_are_fewer_pieces_than_streams(four_threads: int) -> None:
+    def threads(piece: int) -> int:
+        return torch.get_num_threads()
+
+    assert [*side_by_side(threads, range(1), 4)] == [four_threads]
+    assert [*side_by_side(threads, range(2), 4)] == [2, 2]
+    assert [*side_by_side(threads, range(0), 4)] == []
 
 
 @pytest.mark.usefixtures("four_threads")
@@ -77,7 +86,7 @@ def test_whoever_stops_taking_leaves_nothing_running(four_threads: int) -> None:
 
 @pytest.mark.parametrize("backbone", ["timm:test_vit", "timm:densenet121"])
 def test_what_a_frozen_part_says_is_the_same_to_the_last_bit(backbone: str) -> None:
-    """On one thread as on three, where each stream has one too."""
+    """On one thread as on three, where each stream has one too; by itself, where it has all three."""
     config = RunConfig.from_flat({"model.backbone": backbone, "data.image-size": 32, "pet.method": "head"})
     model = build_model(config)
     part = ImagePrefix(model, len(model.arch.blocks) + 1)
@@ -85,25 +94,26 @@ def test_what_a_frozen_part_says_is_the_same_to_the_last_bit(backbone: str) -> N
     images = torch.randn(count, model.channels, 32, 32, generator=torch.Generator().manual_seed(1))
     rows = torch.arange(count).numpy()
 
-    def said(threads: int) -> torch.Tensor:
+    def said(threads: int, some: slice) -> torch.Tensor:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             outputs = Outputs(
                 part,
-                lambda some: (images[torch.from_numpy(some)],),
+                lambda asked: (images[torch.from_numpy(asked)],),
                 digests_of(images.numpy()),
                 (),
                 torch.float32,
                 None,
                 {},
             )
-            return outputs.take(rows)
+            return outputs.take(rows[some])
         finally:
             torch.set_num_threads(before)
 
     model.train_mode(True)
-    alone = said(1)
-    assert torch.equal(said(3), alone)
+    alone = said(1, slice(None))
+    assert torch.equal(said(3, slice(None)), alone)
+    assert torch.equal(said(3, slice(7)), alone[:7])
     assert torch.equal(alone[:1], part.say(images[:1]))
     assert model.net.training
