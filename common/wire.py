@@ -1,4 +1,4 @@
-"""Instructions and answers as Flower records; every adapter travels as one flat array."""
+"""Instructions and answers as Flower records, in few objects; every adapter travels as one flat array."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from numpy.typing import NDArray
 
 from common.errors import SchemaError
 from common.protocol import MESSAGE_TYPES, SINGLE_ARRAYS, Answer, Instruction, kebab
 
+WHOLE = 4 << 20
+"""Bytes of arrays that travel in one object together with the fields: every object of a message is a request
+to the SuperLink. Beyond them arrays are Flower's, whose chunks of 5 MiB arrive, and are kept, one by one."""
+_INSIDE = "array."
+"""Begins the key of an array among the fields."""
+_BESIDE = "arrays"
+"""The record of arrays that are too large for that."""
 _STAGE_OF = {message_type: stage for stage, message_type in MESSAGE_TYPES.items()}
-_INSTRUCTION = {
-    "instruction": ConfigRecord,
-    "residual": ArrayRecord,
-    **{kebab(name): ArrayRecord for name in SINGLE_ARRAYS},
-}
+_INSTRUCTION = {"instruction": ConfigRecord, _BESIDE: ArrayRecord}
+_ANSWER = {"answer": ConfigRecord, _BESIDE: ArrayRecord, "metrics": MetricRecord}
+_RESIDUAL = "residual:"
+_ONE_EACH = {kebab(name): name for name in SINGLE_ARRAYS}
 _FIELDS = {
     "round": int,
     "plan-digest": str,
@@ -39,21 +46,14 @@ _FIELDS = {
     "signature": str,
 }
 _WITHHELD = ("", "text", "image")
-_ANSWER = {"site": ConfigRecord, "update": ArrayRecord, "metrics": MetricRecord}
 _CODE = re.compile(r"(E_[A-Z0-9_]{1,40})?")
 
 
 def instruction_to_records(instruction: Instruction) -> RecordDict:
     """Build the content of the message a site receives."""
-    records = RecordDict()
     fields = {kebab(name): value for name, value in instruction.fields().items()}
-    records["instruction"] = ConfigRecord({key: fields[key] for key in _FIELDS})
-    for name in SINGLE_ARRAYS:
-        if (values := getattr(instruction, name)) is not None:
-            records[kebab(name)] = ArrayRecord({"values": Array(values)})
-    if instruction.residual:
-        records["residual"] = ArrayRecord({k: Array(v) for k, v in instruction.residual.items()})
-    return records
+    arrays = {kebab(n) if n in SINGLE_ARRAYS else n: v for n, v in instruction.arrays().items()}
+    return _write("instruction", {key: fields[key] for key in _FIELDS}, arrays)
 
 
 def instruction_from_records(message_type: str, records: RecordDict) -> Instruction:
@@ -62,47 +62,44 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
     Raises:
         SchemaError: if the message is not one of ours, or an array cannot be read.
     """
-    config = records.config_records.get("instruction")
-    if config is None or message_type not in _STAGE_OF:
+    if "instruction" not in records.config_records or message_type not in _STAGE_OF:
         raise SchemaError("a message is not an instruction of this protocol", found=message_type)
-    _check_kinds(records, _INSTRUCTION)
+    config, arrays = _read("instruction", records, _INSTRUCTION)
     if {key: type(value) for key, value in config.items()} != _FIELDS:
         raise SchemaError("an instruction's fields are not those of this protocol")
     if config["missing"] not in _WITHHELD:
         raise SchemaError("an instruction withholds what no study has")
-    residual = records.array_records.get("residual")
+    residual = {n.removeprefix(_RESIDUAL): v for n, v in arrays.items() if n.startswith(_RESIDUAL)}
+    single = {_ONE_EACH[name]: values for name, values in arrays.items() if name in _ONE_EACH}
+    if len(residual) + len(single) < len(arrays):
+        raise SchemaError("an instruction's arrays are not those of this protocol")
     return Instruction(
         stage=_STAGE_OF[message_type],
-        plan_digest=str(config["plan-digest"]),
-        code_digest=str(config["code-digest"]),
-        base_digest=str(config["base-digest"]),
-        round=int(config["round"]),  # type: ignore[arg-type]
-        adapter=_one_array(records, "adapter"),
-        named=str(config["named"]),
-        numel=int(config["numel"]),  # type: ignore[arg-type]
-        change=_one_array(records, "change"),
-        residual={} if residual is None else {k: _array(v) for k, v in residual.items()},
-        arm=str(config["arm"]),
+        plan_digest=config["plan-digest"],
+        code_digest=config["code-digest"],
+        base_digest=config["base-digest"],
+        round=config["round"],
+        named=config["named"],
+        numel=config["numel"],
+        residual=residual,
+        arm=config["arm"],
         split="validation" if config["split"] == "validation" else "test",
-        scaling=_one_array(records, "scaling"),
-        class_weights=_one_array(records, "class-weights"),
-        learning_rate=float(config["learning-rate"]),  # type: ignore[arg-type]
-        missing=config["missing"],  # type: ignore[arg-type]
-        run=str(config["run"]),
-        lineage=str(config["lineage"]),
-        site=str(config["site"]),
-        sequence=int(config["sequence"]),  # type: ignore[arg-type]
-        committed=int(config["committed"]),  # type: ignore[arg-type]
-        signature=str(config["signature"]),
+        learning_rate=config["learning-rate"],
+        missing=config["missing"],
+        run=config["run"],
+        lineage=config["lineage"],
+        site=config["site"],
+        sequence=config["sequence"],
+        committed=config["committed"],
+        signature=config["signature"],
+        **single,
     )
 
 
 def answer_to_records(answer: Answer) -> RecordDict:
     """Build the content of a site's reply."""
-    records = RecordDict()
-    records["site"] = ConfigRecord({"name": answer.site, "code": answer.code})
-    if answer.update is not None:
-        records["update"] = ArrayRecord({"values": Array(answer.update)})
+    arrays = {} if answer.update is None else {"update": answer.update}
+    records = _write("answer", {"site": answer.site, "code": answer.code}, arrays)
     if answer.metrics:
         records["metrics"] = MetricRecord(dict(answer.metrics))
     return records
@@ -112,22 +109,20 @@ def answer_from_records(records: RecordDict) -> Answer:
     """Read a site's reply.
 
     Raises:
-        SchemaError: if a record is missing, unexpected or of another kind, the code is not a
-            code, an update is not one flat array, or the array cannot be read.
+        SchemaError: if a record, field or array is missing, unexpected or of another kind, the code
+            is not a code, or the array cannot be read.
     """
-    site = records.config_records.get("site")
-    if site is None or not isinstance(site.get("name"), str):
+    if "answer" not in records.config_records:
         raise SchemaError("a reply does not say which site it is from")
-    _check_kinds(records, _ANSWER)
-    code = site.get("code")
-    if set(site) != {"name", "code"} or not isinstance(code, str) or not _CODE.fullmatch(code):
-        raise SchemaError("a reply says more of its site than a name and a code")
-    return Answer(
-        site=str(site["name"]),
-        code=code,
-        update=_one_array(records, "update"),
-        metrics=dict(records.metric_records.get("metrics") or {}),
-    )
+    fields, arrays = _read("answer", records, _ANSWER)
+    site, code = fields.pop("site", None), fields.pop("code", None)
+    if fields or not isinstance(site, str) or not isinstance(code, str) or not _CODE.fullmatch(code):
+        raise SchemaError("a reply says more or less of its site than a name and a code")
+    update = arrays.pop("update", None)
+    if arrays:
+        raise SchemaError("a reply holds more arrays than an update", found=f"{len(arrays)} more")
+    metrics = dict(records.metric_records.get("metrics") or {})
+    return Answer(site=site, code=code, update=update, metrics=metrics)
 
 
 def message_bytes(message: Message) -> int:
@@ -136,21 +131,33 @@ def message_bytes(message: Message) -> int:
         return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
-def _check_kinds(records: RecordDict, kinds: Mapping[str, type]) -> None:
+def _write(kind: str, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> RecordDict:
+    """Put fields and arrays into as few objects as their size allows."""
+    packed = {name: Array(values) for name, values in arrays.items()}
+    if sum(len(array.data) for array in packed.values()) > WHOLE:
+        return RecordDict({kind: ConfigRecord({**fields}), _BESIDE: ArrayRecord(packed)})
+    inside = {_INSIDE + name: array.data for name, array in packed.items()}
+    return RecordDict({kind: ConfigRecord({**fields, **inside})})
+
+
+def _read(
+    kind: str, records: RecordDict, kinds: Mapping[str, type]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the fields and the arrays that ``_write`` was given."""
     unknown = [n for n, record in records.items() if not isinstance(record, kinds.get(n, ()))]
     if unknown:
         raise SchemaError("a message holds records the protocol does not know", found=f"{len(unknown)}")
+    fields: dict[str, Any] = dict(records.config_records[kind])
+    if _BESIDE in records:
+        return fields, {name: _array(array) for name, array in records.array_records[_BESIDE].items()}
+    inside = {key: fields.pop(key) for key in [*fields] if key.startswith(_INSIDE)}
+    return fields, {key.removeprefix(_INSIDE): _inside(data) for key, data in inside.items()}
 
 
-def _one_array(records: RecordDict, name: str) -> NDArray[Any] | None:
-    arrays = records.array_records.get(name)
-    if arrays is None:
-        return None
-    if set(arrays) != {"values"}:
-        raise SchemaError(
-            f"the record {name!r} is not one flat array", found=f"{len(arrays)} arrays, expected 1"
-        )
-    return _array(arrays["values"])
+def _inside(data: object) -> NDArray[Any]:
+    if not isinstance(data, bytes):
+        raise SchemaError("an array cannot be read", found=type(data).__name__)
+    return _array(Array("", (), SType.NUMPY, data))
 
 
 def _array(array: Array) -> NDArray[Any]:

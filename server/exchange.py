@@ -219,9 +219,9 @@ def _read(message: Message, node: int, seconds: float) -> Reply:
 
 
 def let_go(records: RecordDict) -> None:
-    """Empty the arrays of records that were read.
+    """Empty records that were read.
 
     Flower's records refer to themselves, so their bytes would stay until the garbage collector comes by.
     """
-    for arrays in records.array_records.values():
-        arrays.clear()
+    for record in records.values():
+        record.clear()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
-from numpy.typing import NDArray
+from flwr.app import Array, Message
 from pydantic import Field
 
 from common.sections import Section
+from common.wire import answer_from_records, answer_to_records
 
 Kind = Literal["nan", "shape", "extra", "weight", "large", "silent"]
 
@@ -33,7 +34,7 @@ def tamper_with(faults: Sequence[Fault]) -> Callable[[Message], Message | None]:
     def spoil(reply: Message) -> Message | None:
         if not reply.has_content() or reply.metadata.message_type != "train.round":
             return reply
-        site = str(reply.content.config_records["site"]["name"])
+        site = answer_from_records(reply.content).site
         number = int(reply.metadata.group_id)
         for fault in faults:
             if fault.site == site and (not fault.rounds or number in fault.rounds):
@@ -46,18 +47,18 @@ def tamper_with(faults: Sequence[Fault]) -> Callable[[Message], Message | None]:
 
 
 def _spoil(reply: Message, kind: Kind) -> None:
-    records = reply.content
-    if kind == "weight":
-        records.metric_records["metrics"]["num-examples"] = 10**15
+    answer = answer_from_records(reply.content)
+    if answer.update is None:
         return
-    values: NDArray[np.float32] = records.array_records["update"]["values"].numpy().copy()
-    arrays = {"values": values}
-    if kind == "nan":
+    values, metrics = answer.update.copy(), dict(answer.metrics)
+    if kind == "weight":
+        metrics["num-examples"] = 10**15
+    elif kind == "nan":
         values[len(values) // 2] = np.nan
     elif kind == "shape":
-        arrays["values"] = values[:-1]
+        values = values[:-1]
     elif kind == "large":
-        arrays["values"] = (values + 1e-3) * np.float32(1e6)
-    else:
-        arrays["backbone"] = values
-    records["update"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        values = (values + 1e-3) * np.float32(1e6)
+    reply.content = answer_to_records(dataclasses.replace(answer, update=values, metrics=metrics))
+    if kind == "extra":
+        reply.content.config_records["answer"]["array.backbone"] = Array(values).data

@@ -111,7 +111,7 @@ def real_updates(config: RunConfig, sites: int, folder: Path) -> tuple[Updates, 
     updates: dict[tuple[str, int], NDArray[np.float32]] = {}
 
     def watch(message: Any) -> Any:
-        if message.has_content() and "update" in message.content:
+        if message.has_content():
             answer = answer_from_records(message.content)
             if answer.update is not None:
                 updates[answer.site, int(message.metadata.group_id)] = answer.update

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from common.protocol import (
     validation_key,
 )
 from common.wire import (
+    WHOLE,
     answer_from_records,
     answer_to_records,
     instruction_from_records,
@@ -190,6 +192,41 @@ def test_a_change_and_the_adapter_it_leads_to_arrive_and_are_signed():
     assert len(signed | {sent.signed_bytes()}) == 6
 
 
+def objects(records):
+    """Return what Flower makes a request for each of, by kind."""
+    return Counter(type(part).__name__ for part in get_all_nested_objects(message(records)).values())
+
+
+def test_small_arrays_cost_no_object_of_their_own():
+    values = np.arange(9, dtype=np.float32)
+    residual = {f"blocks.{k}.attn.qkv.left": values.reshape(3, 3) + k for k in range(24)}
+    sent = Instruction("train", "a", "b", "c", 2, values, change=values, residual=residual)
+    assert objects(instruction_to_records(sent)) == {"Message": 1, "RecordDict": 1, "ConfigRecord": 1}
+    told = objects(answer_to_records(Answer("north", update=values, metrics={"loss": 0.5})))
+    assert told == {"Message": 1, "RecordDict": 1, "ConfigRecord": 1, "MetricRecord": 1}
+
+
+def test_large_arrays_are_flower_s_and_cut_in_chunks():
+    values = np.random.default_rng(0).random(WHOLE).astype(np.float32)
+    sent = Instruction("evaluate", "a", "b", "c", 2, values, scaling=np.array([1.0, 0.0]))
+    records = instruction_to_records(sent)
+    assert objects(records)["ArrayChunk"] == 5
+    got = instruction_from_records("evaluate.arm", through_the_network(records, "evaluate.arm"))
+    assert same(got.adapter, values) and same(got.scaling, sent.scaling)
+    answer = answer_to_records(Answer("north", update=values))
+    assert objects(answer)["ArrayChunk"] == 4
+    assert same(answer_from_records(through_the_network(answer)).update, values)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_arrays_are_inside_up_to_four_mebibytes_with_their_headers(over):
+    values = np.zeros(WHOLE - len(Array(np.zeros(0, np.uint8)).data) + over, np.uint8)
+    assert len(Array(values).data) == WHOLE + over
+    records = answer_to_records(Answer("north", update=values))
+    assert bool(records.array_records) == bool(over)
+    assert same(answer_from_records(through_the_network(records)).update, values)
+
+
 def test_an_error_has_a_size_too():
     assert 0 < message_bytes(message(error=Error(code=5, reason="gone"))) < FRAMING
 
@@ -199,6 +236,10 @@ def test_an_error_has_a_size_too():
 
 def good():
     return answer_to_records(Answer("north", update=np.ones(3, dtype=np.float32), metrics={"loss": 1.0}))
+
+
+def told(**fields):
+    return ConfigRecord({"site": "n", "code": "", **fields})
 
 
 def array(values=(1.0,)):
@@ -211,27 +252,35 @@ def spoil(name, record):
     return records
 
 
+def beside(arrays):
+    """Return an answer whose arrays are a record of their own."""
+    return RecordDict({"answer": told(), "arrays": arrays})
+
+
 @pytest.mark.parametrize(
     "records",
     [
         pytest.param(RecordDict(), id="empty"),
         pytest.param(RecordDict({"metrics": MetricRecord({"loss": 1.0})}), id="no site"),
-        pytest.param(spoil("site", ConfigRecord({"name": 3, "code": ""})), id="a site that is no name"),
-        pytest.param(spoil("site", ConfigRecord({"code": ""})), id="a nameless site"),
-        pytest.param(spoil("site", MetricRecord({"name": 1})), id="a site of another kind"),
-        pytest.param(
-            spoil("site", ConfigRecord({"name": "n", "code": "", "mrn": "7"})), id="more about the site"
-        ),
-        pytest.param(
-            spoil("site", ConfigRecord({"name": "n", "code": "No file P01.dcm"})), id="words for a code"
-        ),
-        pytest.param(spoil("site", ConfigRecord({"name": "n", "code": 3})), id="a number for a code"),
+        pytest.param(spoil("answer", told(site=3)), id="a site that is no name"),
+        pytest.param(spoil("answer", ConfigRecord({"code": ""})), id="a nameless site"),
+        pytest.param(spoil("answer", ConfigRecord({"site": "n"})), id="no code"),
+        pytest.param(spoil("answer", MetricRecord({"site": 1})), id="an answer of another kind"),
+        pytest.param(spoil("answer", told(mrn="7")), id="more about the site"),
+        pytest.param(spoil("answer", told(note=b"Doe")), id="bytes that are no array"),
+        pytest.param(spoil("answer", told(code="No file P01.dcm")), id="words for a code"),
+        pytest.param(spoil("answer", told(code=3)), id="a number for a code"),
+        pytest.param(spoil("answer", told(**{"array.more": array().data})), id="another array"),
+        pytest.param(spoil("answer", told(**{"array.update": "words"})), id="words for an array"),
+        pytest.param(spoil("answer", told(**{"array.update": [array().data]})), id="a list for an array"),
         pytest.param(spoil("patients", ConfigRecord({"ids": "1 2"})), id="an extra record"),
-        pytest.param(spoil("weights", ArrayRecord({"values": array()})), id="an extra array record"),
-        pytest.param(spoil("update", ArrayRecord({"values": array(), "more": array()})), id="an extra array"),
-        pytest.param(spoil("update", ArrayRecord({"other": array()})), id="another array"),
-        pytest.param(spoil("update", ArrayRecord()), id="no array"),
-        pytest.param(spoil("update", MetricRecord({"values": 1.0})), id="an update of another kind"),
+        pytest.param(spoil("weights", ArrayRecord({"update": array()})), id="an extra array record"),
+        pytest.param(spoil("arrays", ArrayRecord({"update": array()})), id="an update inside and one beside"),
+        pytest.param(
+            beside(ArrayRecord({"update": array(), "more": array()})), id="an extra array beside the update"
+        ),
+        pytest.param(beside(ArrayRecord({"other": array()})), id="another array beside"),
+        pytest.param(beside(MetricRecord({"update": 1.0})), id="arrays of another kind"),
         pytest.param(spoil("metrics", ConfigRecord({"name": "Doe^Jane"})), id="metrics of another kind"),
     ],
 )
@@ -270,18 +319,41 @@ HUGE = Array(
 )
 def test_an_array_that_cannot_be_read_is_a_schema_error_and_not_a_crash(broken):
     with pytest.raises(SchemaError):
-        answer_from_records(through_the_network(spoil("update", ArrayRecord({"values": broken}))))
+        answer_from_records(through_the_network(beside(ArrayRecord({"update": broken}))))
     records = instruction_to_records(Instruction("train", "a", "b", "c"))
-    records["adapter"] = ArrayRecord({"values": broken})
+    records["arrays"] = ArrayRecord({"adapter": broken})
     with pytest.raises(SchemaError):
         instruction_from_records("train.round", through_the_network(records))
 
 
-def asked(**changes):
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"not an array", id="garbage"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(array([1.0] * 99).data[:-4], id="cut short"),
+        pytest.param(PICKLED.data, id="a pickle"),
+        pytest.param(HUGE.data, id="larger than memory"),
+        pytest.param(b"PK\x03\x04" + b"\0" * 40, id="a zip"),
+    ],
+)
+def test_bytes_that_are_no_array_are_a_schema_error_and_not_a_crash(data):
+    with pytest.raises(SchemaError):
+        answer_from_records(through_the_network(spoil("answer", told(**{"array.update": data}))))
+    with pytest.raises(SchemaError):
+        instruction_from_records("train.round", through_the_network(asked(adapter=data)))
+
+
+def asked(**arrays):
+    """Return an instruction with other arrays than its own, as bytes."""
     records = instruction_to_records(Instruction("train", "a", "b", "c", 1))
-    for name, record in changes.items():
-        records[name] = record
+    for name, data in arrays.items():
+        records.config_records["instruction"][f"array.{name}"] = data
     return records
+
+
+def instructed(fields):
+    return RecordDict({"instruction": ConfigRecord(fields)})
 
 
 SOUND = {"round": 1, "plan-digest": "a", "code-digest": "b", "base-digest": "c", "arm": "", "split": "test"}
@@ -292,13 +364,10 @@ SOUND = {"round": 1, "plan-digest": "a", "code-digest": "b", "base-digest": "c",
     [
         pytest.param("train.round", RecordDict(), id="empty"),
         pytest.param("train.other", asked(), id="another stage"),
-        pytest.param("train.round", asked(instruction=ConfigRecord({"round": 1})), id="no digests"),
-        pytest.param(
-            "train.round",
-            asked(instruction=ConfigRecord(SOUND | {"round": "x"})),
-            id="a round that is no number",
-        ),
-        pytest.param("train.round", asked(adapter=ArrayRecord({"other": array()})), id="another array"),
+        pytest.param("train.round", instructed({"round": 1}), id="no digests"),
+        pytest.param("train.round", instructed(SOUND | {"round": "x"}), id="a round that is no number"),
+        pytest.param("train.round", asked(other=array().data), id="another array"),
+        pytest.param("train.round", asked(adapter="words"), id="words for an array"),
     ],
 )
 def test_an_instruction_that_is_not_ours_is_refused(message_type, records):

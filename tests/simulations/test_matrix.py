@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from client.data.dataset import load_site_data
@@ -20,6 +22,7 @@ from client.site import load_site
 from common.adapter import AdapterState
 from common.metrics.discrimination import auroc
 from common.model.build import build_model
+from common.wire import answer_from_records, answer_to_records
 from server.ledger import Ledger
 from server.report_schema import Report
 from server.summary import summarise
@@ -83,37 +86,30 @@ def test_a_plan_without_it_keeps_the_models_where_they_are(run_tiny: Run, tmp_pa
     assert Report.model_validate_json(text).matrix is None
 
 
-def spoil(site: str, how: Callable[[Any], Any]) -> Callable[[Message], Message]:
-    """Change one site's answer to the local stage."""
+Values = NDArray[np.float32]
+
+
+def spoil(site: str, how: Callable[[Values], Values | None]) -> Callable[[Message], Message]:
+    """Change the model in one site's answer to the local stage."""
 
     def tamper(reply: Message) -> Message:
-        if reply.metadata.message_type == "train.local" and reply.content["site"]["name"] == site:
-            how(reply.content)
+        answer = answer_from_records(reply.content)
+        if reply.metadata.message_type == "train.local" and answer.site == site:
+            assert answer.update is not None
+            reply.content = answer_to_records(replace(answer, update=how(answer.update)))
         return reply
 
     return tamper
 
 
-def drop(records: Any) -> None:
-    del records["update"]
-
-
-def put(values: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], None]:
-    def change(records: Any) -> None:
-        old = records["update"]["values"].numpy().copy()
-        records["update"] = ArrayRecord({"values": Array(values(old))})
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        pytest.param(drop, "its model stays there", id="kept there"),
-        pytest.param(put(lambda v: v * np.nan), "E_NONFINITE", id="NaN"),
-        pytest.param(put(lambda v: v[:-1]), "E_SCHEMA", id="short"),
-        pytest.param(put(lambda v: v.astype(np.float64)), "E_SCHEMA", id="double"),
-        pytest.param(put(lambda v: (v + 1) * np.float32(1e6)), "E_NORM", id="large"),
+        pytest.param(lambda v: None, "its model stays there", id="kept there"),
+        pytest.param(lambda v: v * np.nan, "E_NONFINITE", id="NaN"),
+        pytest.param(lambda v: v[:-1], "E_SCHEMA", id="short"),
+        pytest.param(lambda v: v.astype(np.float64), "E_SCHEMA", id="double"),
+        pytest.param(lambda v: (v + 1) * np.float32(1e6), "E_NORM", id="large"),
     ],
 )
 def test_a_model_that_does_not_come_or_is_not_sound_is_left_out(

@@ -11,6 +11,7 @@ from flwr.app import Message
 
 from client.app import worker_for
 from common.errors import TargetError
+from common.wire import answer_from_records
 from server.ledger import Ledger
 from server.report import render
 from server.report_schema import Comparison, Report
@@ -117,11 +118,12 @@ def test_what_a_site_made_never_passes_the_wire(
     seen = []
 
     def listen(reply: Message) -> Message:
-        seen.append((reply.metadata.message_type, len(reply.content.array_records)))
+        carried = answer_from_records(reply.content).update is not None
+        seen.append((reply.metadata.message_type, carried))
         return reply
 
     run_inline(tiny(personalise=OWN["personalise"]).run_config(3), tiny_sites, tmp_path, listen)
-    assert {kind for kind, arrays in seen if arrays} == {"train.round"}
+    assert {kind for kind, carried in seen if carried} == {"train.round"}
     assert [kind for kind, _ in seen].count("train.personalise") == 3
 
 
@@ -129,10 +131,9 @@ def test_a_site_that_does_not_answer_is_left_out(
     tiny: Any, tiny_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     def spoil(reply: Message) -> Message:
-        if reply.metadata.message_type == "train.personalise":
-            site = reply.content.config_records["site"]["name"]
-            if site == "east":
-                reply.content["metrics"]["kept"] = 7  # type: ignore[index]
+        site = answer_from_records(reply.content).site
+        if reply.metadata.message_type == "train.personalise" and site == "east":
+            reply.content["metrics"]["kept"] = 7  # type: ignore[index]
         return reply
 
     run_inline(tiny(personalise=OWN["personalise"]).run_config(3), tiny_sites, tmp_path, spoil)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 
 from common.adapter import AdapterState
+from common.wire import answer_from_records, answer_to_records
 from simulations.engine import run_inline
 
 
 def reversed_tenfold(reply: Message) -> Message:
     """North sends minus ten times its update."""
-    if (
-        reply.metadata.message_type == "train.round"
-        and reply.content.config_records["site"]["name"] == "north"
-    ):
-        values = reply.content.array_records["update"]["values"].numpy()
-        reply.content["update"] = ArrayRecord({"values": Array((-10 * values).astype(np.float32))})
+    answer = answer_from_records(reply.content)
+    if reply.metadata.message_type == "train.round" and answer.site == "north":
+        assert answer.update is not None
+        reply.content = answer_to_records(replace(answer, update=(-10 * answer.update).astype(np.float32)))
     return reply
 
 
