@@ -24,7 +24,7 @@ _BESIDE = "arrays"
 """The record of arrays that are too large for that."""
 _STAGE_OF = {message_type: stage for stage, message_type in MESSAGE_TYPES.items()}
 _INSTRUCTION = {"instruction": ConfigRecord, _BESIDE: ArrayRecord}
-_ANSWER = {"answer": ConfigRecord, _BESIDE: ArrayRecord, "metrics": MetricRecord}
+_ANSWER = {"answer": ConfigRecord, _BESIDE: ArrayRecord}
 _RESIDUAL = "residual:"
 _ONE_EACH = {kebab(name): name for name in SINGLE_ARRAYS}
 _FIELDS = {
@@ -99,29 +99,30 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
 def answer_to_records(answer: Answer) -> RecordDict:
     """Build the content of a site's reply."""
     arrays = {} if answer.update is None else {"update": answer.update}
-    records = _write("answer", {"site": answer.site, "code": answer.code}, arrays)
-    if answer.metrics:
-        records["metrics"] = MetricRecord(dict(answer.metrics))
-    return records
+    metrics = MetricRecord({**answer.metrics})  # takes numbers and lists of them, and nothing else
+    return _write("answer", {**metrics, "site": answer.site, "code": answer.code}, arrays)
 
 
 def answer_from_records(records: RecordDict) -> Answer:
     """Read a site's reply.
 
     Raises:
-        SchemaError: if a record, field or array is missing, unexpected or of another kind, the code
-            is not a code, or the array cannot be read.
+        SchemaError: if a record or array is missing, unexpected or of another kind, the code is not a
+            code, a metric is not a number or numbers, or the array cannot be read.
     """
     if "answer" not in records.config_records:
         raise SchemaError("a reply does not say which site it is from")
     fields, arrays = _read("answer", records, _ANSWER)
     site, code = fields.pop("site", None), fields.pop("code", None)
-    if fields or not isinstance(site, str) or not isinstance(code, str) or not _CODE.fullmatch(code):
-        raise SchemaError("a reply says more or less of its site than a name and a code")
+    if not isinstance(site, str) or not isinstance(code, str) or not _CODE.fullmatch(code):
+        raise SchemaError("a reply does not say a site's name and a code")
     update = arrays.pop("update", None)
     if arrays:
         raise SchemaError("a reply holds more arrays than an update", found=f"{len(arrays)} more")
-    metrics = dict(records.metric_records.get("metrics") or {})
+    try:
+        metrics = dict(MetricRecord(fields))
+    except TypeError:
+        raise SchemaError("a reply holds metrics that are not numbers") from None
     return Answer(site=site, code=code, update=update, metrics=metrics)
 
 

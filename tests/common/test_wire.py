@@ -203,7 +203,7 @@ def test_small_arrays_cost_no_object_of_their_own():
     sent = Instruction("train", "a", "b", "c", 2, values, change=values, residual=residual)
     assert objects(instruction_to_records(sent)) == {"Message": 1, "RecordDict": 1, "ConfigRecord": 1}
     told = objects(answer_to_records(Answer("north", update=values, metrics={"loss": 0.5})))
-    assert told == {"Message": 1, "RecordDict": 1, "ConfigRecord": 1, "MetricRecord": 1}
+    assert told == {"Message": 1, "RecordDict": 1, "ConfigRecord": 1}
 
 
 def test_large_arrays_are_flower_s_and_cut_in_chunks():
@@ -281,7 +281,10 @@ def beside(arrays):
         ),
         pytest.param(beside(ArrayRecord({"other": array()})), id="another array beside"),
         pytest.param(beside(MetricRecord({"update": 1.0})), id="arrays of another kind"),
-        pytest.param(spoil("metrics", ConfigRecord({"name": "Doe^Jane"})), id="metrics of another kind"),
+        pytest.param(spoil("metrics", MetricRecord({"loss": 1.0})), id="metrics of their own"),
+        pytest.param(spoil("answer", told(name="Doe^Jane")), id="a metric that is a name"),
+        pytest.param(spoil("answer", told(names=["Doe^Jane"])), id="a metric that is names"),
+        pytest.param(spoil("answer", told(kept=True)), id="a metric that is true"),
     ],
 )
 def test_a_reply_that_is_not_ours_is_refused(records):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,16 @@ def test_a_resumed_run_asks_nobody_again_and_a_plain_one_nobody_at_all(
 def test_sites_that_tell_no_sums_leave_the_model_as_it_is(
     run_tiny: Run, tmp_path: Path, tiny: Any, tiny_sites: dict[str, Path]
 ) -> None:
-    from flwr.app import Message, MetricRecord
+    from flwr.app import Message
 
+    from common.wire import answer_from_records, answer_to_records
     from server.summary import summarise
     from simulations.engine import run_inline
 
     def silence(reply: Message) -> Message:
         if reply.metadata.message_type == "query.calibrate":
-            reply.content["metrics"] = MetricRecord({})
+            answer = answer_from_records(reply.content)
+            reply.content = answer_to_records(replace(answer, metrics={}))
         return reply
 
     run_inline(tiny(rounds={"count": 1}, **PLATT).run_config(3), tiny_sites, tmp_path, silence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flwr.app import Message
 
 from client.app import worker_for
 from common.errors import TargetError
-from common.wire import answer_from_records
+from common.wire import answer_from_records, answer_to_records
 from server.ledger import Ledger
 from server.report import render
 from server.report_schema import Comparison, Report
@@ -131,9 +132,9 @@ def test_a_site_that_does_not_answer_is_left_out(
     tiny: Any, tiny_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     def spoil(reply: Message) -> Message:
-        site = answer_from_records(reply.content).site
-        if reply.metadata.message_type == "train.personalise" and site == "east":
-            reply.content["metrics"]["kept"] = 7  # type: ignore[index]
+        answer = answer_from_records(reply.content)
+        if reply.metadata.message_type == "train.personalise" and answer.site == "east":
+            reply.content = answer_to_records(replace(answer, metrics={**answer.metrics, "kept": 7}))
         return reply
 
     run_inline(tiny(personalise=OWN["personalise"]).run_config(3), tiny_sites, tmp_path, spoil)
