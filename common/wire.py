@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from common.errors import SchemaError
 from common.protocol import MESSAGE_TYPES, SINGLE_ARRAYS, Answer, Instruction, kebab
 
-WHOLE = 4 << 20
-"""Bytes of arrays that travel in one object together with the fields: every object of a message is a request
-to the SuperLink. Beyond them arrays are Flower's, whose chunks of 5 MiB arrive, and are kept, one by one."""
+WHOLE = {"instruction": 1 << 20, "answer": 4 << 20}
+"""Kind of message -> bytes of arrays that travel in one object together with the fields, because every object
+is a request to the SuperLink. Larger ones are Flower's arrays: their chunks of 5 MiB arrive and are kept one
+by one, and of those that all sites are sent the SuperLink keeps one copy."""
 _INSIDE = "array."
 """Begins the key of an array among the fields."""
 _BESIDE = "arrays"
 """The record of arrays that are too large for that."""
 _STAGE_OF = {message_type: stage for stage, message_type in MESSAGE_TYPES.items()}
-_INSTRUCTION = {"instruction": ConfigRecord, _BESIDE: ArrayRecord}
-_ANSWER = {"answer": ConfigRecord, _BESIDE: ArrayRecord}
 _RESIDUAL = "residual:"
 _ONE_EACH = {kebab(name): name for name in SINGLE_ARRAYS}
 _FIELDS = {
@@ -64,7 +63,7 @@ def instruction_from_records(message_type: str, records: RecordDict) -> Instruct
     """
     if "instruction" not in records.config_records or message_type not in _STAGE_OF:
         raise SchemaError("a message is not an instruction of this protocol", found=message_type)
-    config, arrays = _read("instruction", records, _INSTRUCTION)
+    config, arrays = _read("instruction", records)
     if {key: type(value) for key, value in config.items()} != _FIELDS:
         raise SchemaError("an instruction's fields are not those of this protocol")
     if config["missing"] not in _WITHHELD:
@@ -112,7 +111,7 @@ def answer_from_records(records: RecordDict) -> Answer:
     """
     if "answer" not in records.config_records:
         raise SchemaError("a reply does not say which site it is from")
-    fields, arrays = _read("answer", records, _ANSWER)
+    fields, arrays = _read("answer", records)
     site, code = fields.pop("site", None), fields.pop("code", None)
     if not isinstance(site, str) or not isinstance(code, str) or not _CODE.fullmatch(code):
         raise SchemaError("a reply does not say a site's name and a code")
@@ -135,16 +134,15 @@ def message_bytes(message: Message) -> int:
 def _write(kind: str, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> RecordDict:
     """Put fields and arrays into as few objects as their size allows."""
     packed = {name: Array(values) for name, values in arrays.items()}
-    if sum(len(array.data) for array in packed.values()) > WHOLE:
+    if sum(len(array.data) for array in packed.values()) > WHOLE[kind]:
         return RecordDict({kind: ConfigRecord({**fields}), _BESIDE: ArrayRecord(packed)})
     inside = {_INSIDE + name: array.data for name, array in packed.items()}
     return RecordDict({kind: ConfigRecord({**fields, **inside})})
 
 
-def _read(
-    kind: str, records: RecordDict, kinds: Mapping[str, type]
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _read(kind: str, records: RecordDict) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the fields and the arrays that ``_write`` was given."""
+    kinds: Mapping[str, type] = {kind: ConfigRecord, _BESIDE: ArrayRecord}
     unknown = [n for n, record in records.items() if not isinstance(record, kinds.get(n, ()))]
     if unknown:
         raise SchemaError("a message holds records the protocol does not know", found=f"{len(unknown)}")

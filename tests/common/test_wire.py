@@ -207,7 +207,7 @@ def test_small_arrays_cost_no_object_of_their_own():
 
 
 def test_large_arrays_are_flower_s_and_cut_in_chunks():
-    values = np.random.default_rng(0).random(WHOLE).astype(np.float32)
+    values = np.random.default_rng(0).random(4 << 20).astype(np.float32)
     sent = Instruction("evaluate", "a", "b", "c", 2, values, scaling=np.array([1.0, 0.0]))
     records = instruction_to_records(sent)
     assert objects(records)["ArrayChunk"] == 5
@@ -219,12 +219,34 @@ def test_large_arrays_are_flower_s_and_cut_in_chunks():
 
 
 @pytest.mark.parametrize("over", [0, 1])
-def test_arrays_are_inside_up_to_four_mebibytes_with_their_headers(over):
-    values = np.zeros(WHOLE - len(Array(np.zeros(0, np.uint8)).data) + over, np.uint8)
-    assert len(Array(values).data) == WHOLE + over
-    records = answer_to_records(Answer("north", update=values))
+def test_arrays_are_inside_up_to_a_size_with_their_headers(over):
+    def of(size):
+        values = np.zeros(size - len(Array(np.zeros(0, np.uint8)).data) + over, np.uint8)
+        assert len(Array(values).data) == size + over
+        return values
+
+    sent = Answer("north", update=of(WHOLE["answer"]))
+    records = answer_to_records(sent)
     assert bool(records.array_records) == bool(over)
-    assert same(answer_from_records(through_the_network(records)).update, values)
+    assert same(answer_from_records(through_the_network(records)).update, sent.update)
+    asked = Instruction("train", "a", "b", "c", 2, change=of(WHOLE["instruction"]))
+    records = instruction_to_records(asked)
+    assert bool(records.array_records) == bool(over)
+    got = instruction_from_records("train.round", through_the_network(records))
+    assert got.signed_bytes() == asked.signed_bytes()
+
+
+def test_large_arrays_of_many_instructions_are_the_same_objects():
+    """Flower's SuperLink then keeps one copy, and the ServerApp sends one."""
+    values = np.random.default_rng(0).random(1 << 20).astype(np.float32)
+    north, south = (
+        get_all_nested_objects(
+            message(instruction_to_records(Instruction("train", "a", "b", "c", 2, values, site=s)))
+        )
+        for s in ("north", "south")
+    )
+    shared = north.keys() & south.keys()
+    assert {type(north[name]).__name__ for name in shared} == {"ArrayRecord", "Array", "ArrayChunk"}
 
 
 def test_an_error_has_a_size_too():
