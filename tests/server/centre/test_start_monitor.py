@@ -68,7 +68,7 @@ def test_it_says_its_address_and_stops_with_the_centre(centre: CentreFolder) -> 
         kept.until(lambda: kept.saying(r"Monitor: http://"))
         found = kept.saying(r"Monitor: (http://127\.0\.0\.1:\d+/)")
         assert found is not None
-        page = httpx.get(found[1])
+        page = httpx.get(found[1], timeout=60)
         assert page.status_code == 200 and "middle" in page.text
         began = time.monotonic()
         kept.supervisor.stop()

@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def client(runs: Path, page_serving: Any) -> Iterator[httpx.Client]:
     monitor = Monitor(Runs.of_folder(runs))
-    with page_serving(monitor) as address, httpx.Client(base_url=address) as opened:
+    with page_serving(monitor) as address, httpx.Client(base_url=address, timeout=60) as opened:
         yield opened
     monitor.runs.close()
 
@@ -184,7 +184,7 @@ def test_a_ledger_that_cannot_be_read_is_a_problem_without_its_path(
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "ledger.sqlite").write_bytes(b"this is no ledger" * 100)
     with page_serving(Monitor(Runs.of_folder(tmp_path))) as address:
-        answer = httpx.get(f"{address}/api/v1/runs/torn/plan")
+        answer = httpx.get(f"{address}/api/v1/runs/torn/plan", timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (500, "E_RUN")
     assert str(tmp_path) not in answer.text
 
@@ -205,7 +205,8 @@ def test_who_has_the_answer_is_told_that_nothing_changed(client: httpx.Client) -
 def test_a_change_of_the_ledger_changes_the_tag(part: str, tmp_path: Path, page_serving: Any) -> None:
     write_large_ledger(tmp_path / "first", rounds=2, sites=3, findings=2)
     address = f"/api/v1/runs/first{part}"
-    with page_serving(Monitor(Runs.of_folder(tmp_path))) as base, httpx.Client(base_url=base) as client:
+    monitor = Monitor(Runs.of_folder(tmp_path))
+    with page_serving(monitor) as base, httpx.Client(base_url=base, timeout=60) as client:
         tag = client.get(address).headers["etag"]
         ledger = Ledger(tmp_path / "first" / "ledger.sqlite")
         ledger.event("note", "something new")
@@ -215,7 +216,7 @@ def test_a_change_of_the_ledger_changes_the_tag(part: str, tmp_path: Path, page_
 
 def test_markup_in_a_name_is_json_text(page_live: Any, page_monitor: Monitor, page_serving: Any) -> None:
     with page_serving(page_monitor) as address:
-        answer = httpx.get(f"{address}/api/v1/runs/pilot/sites")
+        answer = httpx.get(f"{address}/api/v1/runs/pilot/sites", timeout=60)
     assert page_live.sites[3] in {site["name"] for site in answer.json()["sites"]}
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -23,7 +23,7 @@ MONITOR = Path(str(find_spec("server.monitor").submodule_search_locations[0]))  
 @pytest.fixture(scope="module")
 def client(page_serving: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     monitor = Monitor(Runs.of_folder(tmp_path_factory.mktemp("none")))
-    with page_serving(monitor) as address, httpx.Client(base_url=address) as client:
+    with page_serving(monitor) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 

@@ -57,7 +57,10 @@ def run(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def client(run: Path, page_serving: Any) -> Iterator[httpx.Client]:
     monitor = Monitor(Runs.of_folder(run.parent))
-    with page_serving(monitor) as address, httpx.Client(base_url=f"{address}/runs/first/download/") as opened:
+    with (
+        page_serving(monitor) as address,
+        httpx.Client(base_url=f"{address}/runs/first/download/", timeout=60) as opened,
+    ):
         yield opened
     monitor.runs.close()
 
@@ -203,5 +206,5 @@ def test_a_runs_folder_is_only_read(client: httpx.Client, run: Path) -> None:
 
 def test_the_api_offers_what_there_is(client: httpx.Client) -> None:
     base = str(client.base_url).partition("/runs/")[0]
-    told = json.loads(httpx.get(f"{base}/api/v1/runs/first").text)
+    told = json.loads(httpx.get(f"{base}/api/v1/runs/first", timeout=60).text)
     assert told["files"] == list(FILES)

@@ -24,7 +24,7 @@ def client(page_live: Any, page_monitor: Monitor, page_serving: Any) -> Iterator
         "federated", "test", "north", {"macro-auroc": 0.8, "gain.macro": [0.1, 0.0, 0.2]}
     )
     page_live.ledger.put_measures([Measure("aggregate-norm", "", "", 2, 1.4)])
-    with page_serving(page_monitor) as address, httpx.Client(base_url=address) as client:
+    with page_serving(page_monitor) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 

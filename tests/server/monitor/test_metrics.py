@@ -56,7 +56,7 @@ def scrape(page_serving: Any) -> Callable[..., str]:
 
     def ask_for(monitor: Monitor, accept: str = "") -> str:
         with page_serving(monitor) as address:
-            answer = httpx.get(f"{address}/metrics", headers={"Accept": accept})
+            answer = httpx.get(f"{address}/metrics", headers={"Accept": accept}, timeout=60)
         assert answer.status_code == 200, answer.text
         kind = "application/openmetrics-text" if accept else "text/plain"
         assert answer.headers["content-type"].startswith(kind)
@@ -234,7 +234,7 @@ def test_new_rounds_are_told_at_the_next_scrape(
     with page_serving(page_monitor) as address:
 
         def committed() -> float | None:
-            families = text_string_to_metric_families(httpx.get(f"{address}/metrics").text)
+            families = text_string_to_metric_families(httpx.get(f"{address}/metrics", timeout=60).text)
             return value(samples_of(families), "fedcxr_run_rounds_total", run="pilot", status="committed")
 
         assert committed() == 2

@@ -152,7 +152,7 @@ def test_too_many_streams_are_asked_to_come_again(served: Serve, monkeypatch: py
 def test_a_hundred_watchers_are_told_and_cost_next_to_nothing(served: Serve, ledger: Ledger) -> None:
     page = served()
     limits = httpx.Limits(max_connections=None)
-    client = httpx.Client(base_url=page.address, limits=limits)
+    client = httpx.Client(base_url=page.address, limits=limits, timeout=60)
     page.clients.append(client)
     listeners = [Listener(client, "/runs/first/live") for _ in range(100)]
     for listener in listeners:
